@@ -1,0 +1,33 @@
+# Every target sets itself up: a virtual environment in .venv with the tested versions, from PyPI alone.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.installed
+
+.PHONY: figures test lab docs bench reproduce check clean
+
+figures: $(READY)          ## regenerate every figure of the profile `quick` from real data
+	$(BIN)/lk figures
+
+test: $(READY)             ## run every notebook and every test
+	$(BIN)/python -m pytest
+
+lab: $(READY)              ## open the notebooks
+	$(BIN)/jupyter lab nbs
+
+bench: $(READY)            ## time ours beside its peers, in one run
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/one_pass.py
+
+check: $(READY)            ## notebooks, package and git agree
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	git diff --exit-code -- nbs layerwise_knowledge
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,notebooks,test]'
+	@touch $@
+
+clean:                     ## remove what can be made again
+	rm -rf .venv data/cache _docs _proc

@@ -1,0 +1,38 @@
+"""Every notebook runs top to bottom; chapters as they are, figures through papermill with the profile `smoke`."""
+import json
+from pathlib import Path
+
+import pytest
+from nbdev.test import test_nb as run_nb
+
+NBS = Path(__file__).parent.parent / "nbs"
+ALL = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+FIGURES = [p for p in ALL if p.parent.name == "figures"]
+CHAPTERS = [p for p in ALL if p not in FIGURES]
+name = lambda p: str(p.relative_to(NBS).with_suffix(""))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=name)
+def test_chapter_runs(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    ok, seconds = run_nb(path, skip_flags=[], basepath=NBS, showerr=True)
+    assert ok, f"{path.name} failed after {seconds:.0f} s; the trace is above"
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_notebook_is_fit_to_print(path):
+    raw = path.read_text()
+    nb = json.loads(raw)
+    sources = ["".join(c["source"]) for c in nb["cells"]]
+    assert sources[0].startswith("# "), "the first cell is the title"
+    assert len(nb["cells"]) <= 70, "a chapter is under about 60 cells"
+    outputs = json.dumps([c.get("outputs", []) for c in nb["cells"]])
+    for leak in ("/root/", "/home/", "/work/", "/tmp/", "Warning:", "Traceback", " at 0x"):
+        assert leak not in outputs, f"{path.name} shows {leak!r} in an output"
+    assert len(raw) < 1_500_000, "small outputs only"
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=name)
+def test_figure_declares_its_parameters(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
