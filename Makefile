@@ -14,6 +14,11 @@ test: $(READY)             ## run every notebook and every test
 lab: $(READY)              ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
+docs: $(READY)             ## the book as a web site, in _docs
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	PYTHONPATH=docs $(BIN)/sphinx-build -q -c docs nbs _docs
+	@echo "open _docs/index.html"
+
 bench: $(READY)            ## time ours beside its peers, in one run
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/one_pass.py

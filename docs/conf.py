@@ -1,0 +1,37 @@
+"""The book: `make docs` turns the notebooks, as they are committed, into a web site in _docs."""
+import json
+from pathlib import Path
+
+import nbformat
+
+project, author = "layerwise-knowledge", "layerwise-knowledge contributors"
+extensions = ["myst_nb"]
+html_theme = "sphinx_book_theme"
+html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2}
+html_title = project
+nb_execution_mode = "off"
+nb_custom_formats = {".ipynb": ["conf.read", {}, False]}
+myst_enable_extensions = ["dollarmath", "amsmath"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
+CHAPTERS = sorted(p.stem for p in (Path(__file__).parent.parent/"nbs").glob("[0-9][0-9]_*.ipynb"))
+TOC = """```{{toctree}}
+:hidden:
+:caption: {caption}
+{glob}
+{entries}
+```
+"""
+
+
+def read(text):
+    "A notebook without what is only for nbdev: `#|` lines and hidden cells"
+    nb = nbformat.reads(text, 4)
+    nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and "#| hide" in c.source)]
+    for c in nb.cells:
+        if c.cell_type == "code": c.source = "\n".join(l for l in c.source.split("\n") if not l.startswith("#|"))
+    nb.cells = [c for c in nb.cells if c.source.strip()]
+    if any(c.source.startswith("# Layerwise change of knowledge") for c in nb.cells):
+        tocs = [("Chapters", "", "\n".join(CHAPTERS)), ("Figures", ":glob:", "figures/*"), ("Appendix", ":glob:", "appendix/*")]
+        nb.cells += [nbformat.v4.new_markdown_cell(TOC.format(caption=c, glob=g, entries=e)) for c, g, e in tocs]
+    return nb

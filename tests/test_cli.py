@@ -1,0 +1,91 @@
+"""`lk` as it is typed: what it prints, what it refuses, and with which status it ends."""
+import json, os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from layerwise_knowledge import cli
+
+
+@pytest.fixture
+def lk(root, tmp_path):
+    def run(*words, cwd=root, **env):
+        return subprocess.run([Path(sys.executable).with_name("lk"), *words], cwd=cwd, capture_output=True, text=True,
+                              env=os.environ | {"LAYERWISE_CACHE": str(tmp_path/"cache"), "PYTHONWARNINGS": "ignore"} | env)
+    return run
+
+
+@pytest.mark.parametrize("words, answer", [
+    ("figures fig99", "there is no figure 'fig99'; there are fig02"),
+    ("figures fig02 --profile fast", "there is no profile 'fast'; settings.ini has paper"),
+    ("figures fig02 --set colour=red", "has no parameter colour; it has"),
+    ("figures fig02 --set colour", "a parameter is written name=value"),
+    ("train mnist/mlp8", "has no experiment 'mnist mlp8'"),
+    ("score mnist", "an experiment is written dataset/network"),
+    ("data imagenet", "there is no data set 'imagenet'; there are mnist"),
+    ("paint", "invalid choice: 'paint'"),
+    ("", "required: command"),
+])
+def test_wrong_words(words, answer, capsys):
+    try: status = cli.main(words.split())
+    except SystemExit as e: status = e.code
+    err = capsys.readouterr().err
+    assert status == 2 and answer in err and "Traceback" not in err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as e: cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert e.value.code == 0 and all(c in out for c in ("data", "train", "score", "figures", "report"))
+
+
+def test_train_score_report(lk):
+    out = lk("train", "mnist/mlp7", "--profile", "smoke", "--quiet")
+    assert out.returncode == 0, out.stderr
+    assert "mnist/mlp7: test accuracy" in out.stdout and "linear3" in out.stdout
+    out = lk("report", "mnist/mlp7", "--profile", "smoke", "--quiet")
+    assert out.returncode == 0, out.stderr
+    assert "paper 21.8" in out.stdout and "mnist/mlp7" in out.stdout
+
+
+@pytest.fixture(scope="module")
+def drawn(request, tmp_path_factory):
+    "All figures, drawn twice: from nothing, and again from what the first run kept"
+    root, base = request.config.rootpath, tmp_path_factory.mktemp("figures")
+    for k in (1, 2):
+        out = subprocess.run([Path(sys.executable).with_name("lk"), "figures", "--profile", "smoke", "--quiet", "--set", f"folder={base/str(k)}"], cwd=root,
+                             capture_output=True, text=True, env=os.environ | {"LAYERWISE_CACHE": str(base/"cache")})
+        assert out.returncode == 0, out.stderr
+    return base
+
+
+def test_figures_are_drawn_and_the_same_each_time(drawn):
+    names = sorted(p.name for p in (drawn/"1").iterdir())
+    assert {"fig02", "fig03", "fig07"} <= {n.split("_")[0] for n in names}
+    assert {n.split(".")[0] for n in names if n.endswith(".png")} == {n.split(".")[0] for n in names if n.endswith(".svg")}
+    assert names == sorted(p.name for p in (drawn/"2").iterdir())
+    for n in names: assert (drawn/"1"/n).read_bytes() == (drawn/"2"/n).read_bytes(), f"{n} differs on the second run"
+
+
+def test_a_parameter_reaches_the_figure(drawn):
+    for path in (drawn/"cache"/"executed").glob("*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        injected = ["".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+        assert len(injected) == 1 and "smoke" in injected[0] and str(drawn) in injected[0]
+        assert "parameters" in cells[cells.index(next(c for c in cells if "injected-parameters" in c["metadata"].get("tags", []))) - 1]["metadata"]["tags"]
+
+
+def test_data_says_where_it_comes_from(lk):
+    out = lk("data", "mnist-embedded")
+    assert out.returncode == 0 and "4,000 training and 1,000 test samples" in out.stdout
+
+
+def test_missing_data_names_the_ways_to_get_it(lk, tmp_path):
+    out = lk("data", "commercial", LAYERWISE_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    if out.returncode == 0: pytest.skip("the network brought it")
+    assert out.returncode == 2 and "Three ways to get it" in out.stderr and "bike" in out.stderr
+
+
+def test_outside_a_clone(lk, tmp_path):
+    out = lk("report", cwd=tmp_path, LAYERWISE_HOME=str(tmp_path))
+    assert out.returncode == 2 and "no settings.ini" in out.stderr

@@ -1,0 +1,59 @@
+"""The package as others get it: installed, imported from another folder, without the notebook packages."""
+import subprocess, sys
+
+import pytest
+
+EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest"]
+USE = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {extras}: raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, {site!r})
+
+import layerwise_knowledge, pkgutil, importlib
+assert layerwise_knowledge.__file__.startswith({site!r}), layerwise_knowledge.__file__
+for m in pkgutil.iter_modules(layerwise_knowledge.__path__):
+    if m.name != "_modidx": importlib.import_module(f"layerwise_knowledge.{{m.name}}")
+
+import torch, torchvision
+from layerwise_knowledge.players import PatchPlayers, mean_baseline
+from layerwise_knowledge.scores import score_table, train_probes
+from layerwise_knowledge.sparsify import sparsify
+from layerwise_knowledge.metrics import interaction_table, layer_metrics, normalise
+torch.manual_seed(0)
+model, x, y = torchvision.models.resnet18(num_classes=10).eval(), torch.rand(24, 3, 32, 32), torch.arange(24) % 10
+layers = ["layer1.1", "layer3.0", "output"]
+players = PatchPlayers([(2, 2), (2, 5), (5, 2), (5, 5)], x[0].shape, patch=4)
+probes = train_probes(model, layers, x, y, x, y, epochs=2, progress=False)
+v = score_table(model, x[:2], y[:2], players, layers, probes=probes, baseline=mean_baseline(x), progress=False)
+r = sparsify(v.values)
+i = interaction_table(r.i_and, r.i_or, layers)
+print(layer_metrics(normalise(i, v)).completeness.dims, r.converged.all())
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, request):
+    "The package alone, installed beside nothing else"
+    root, site = request.config.rootpath, tmp_path_factory.mktemp("site")
+    out = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", site, root], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    return site
+
+
+def test_works_on_a_torchvision_network_from_another_folder(site, tmp_path):
+    code = USE.format(extras=set(EXTRAS), site=str(site))
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split("\n")[0] == "('layer', 'kind', 'order') True"
+
+
+def test_installs_nothing_but_the_package(site):
+    assert sorted(p.name for p in site.iterdir() if not p.name.endswith(".dist-info")) in (["bin", "layerwise_knowledge"], ["layerwise_knowledge"])
+
+
+def test_versions_that_were_tested_are_named_without_addresses(root):
+    lines = [l for l in (root/"constraints.txt").read_text().splitlines() if l and not l.startswith("#")]
+    assert all(l.count("==") == 1 and "/" not in l for l in lines)

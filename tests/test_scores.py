@@ -1,0 +1,342 @@
+"""Scores: log-odds against probabilities, hooks against a manual forward, probes against scikit-learn, tables against loops."""
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from layerwise_knowledge.players import FeaturePlayers, PatchPlayers, masked
+from layerwise_knowledge.scores import Probes, features, log_odds, score_table, train_probes
+
+
+def small(seed=0, d=6, classes=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Sequential(nn.Linear(d, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, classes))
+
+
+class Conv(nn.Module):
+    "Convolutions, batch norm, dropout, a residual sum, an in-place ReLU that is used twice: what real networks do"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True)
+        self.drop, self.pool, self.head = nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Linear(5, 4)
+        self.unused = nn.Linear(1, 1)
+    def forward(self, x):
+        f = self.relu(self.norm(self.conv(x)))
+        f += self.conv(x)
+        return self.head(self.drop(self.pool(self.relu(f)).flatten(1)))
+
+
+def conv(seed=0):
+    torch.manual_seed(seed)
+    net = Conv()
+    for _ in range(3): net(torch.randn(16, 3, 8, 8))                               # move the running statistics
+    return net
+
+
+def blobs(n=600, d=6, classes=3, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    return torch.randn(n, d, generator=gen) + 1.2 * F.one_hot(y, d).float(), y     # overlapping: a minimum exists
+
+
+def random_probes(model, layers, x, classes, seed=0):
+    torch.manual_seed(seed)
+    with torch.no_grad(), features(model.eval(), layers) as f: model(x)
+    return {name: nn.Linear(f[name].flatten(1).shape[1], classes) for name in layers if name != "output"}
+
+
+# --- log-odds
+
+@given(st.integers(2, 12), st.integers(0, 10**6), st.floats(.1, 8))
+@settings(max_examples=50, deadline=None)
+def test_log_odds_against_probabilities(classes, seed, scale):
+    rng = np.random.default_rng(seed)
+    z, y = rng.normal(size=(5, 4, classes)) * scale, rng.integers(classes, size=(5, 4))
+    z = z.clip(z.max(-1, keepdims=True) - 30, None) if scale > 3 else z
+    p = np.exp(z - z.max(-1, keepdims=True)); p /= p.sum(-1, keepdims=True)
+    p_y, rest = np.take_along_axis(p, y[..., None], -1)[..., 0], np.where(np.arange(classes) == y[..., None], 0, p).sum(-1)
+    np.testing.assert_allclose(log_odds(z, y), np.log(p_y / rest), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(log_odds(torch.tensor(z), torch.tensor(y)).numpy(), log_odds(z, y))
+
+
+@pytest.mark.parametrize("dtype,top", [(torch.float32, 1e4), (torch.float32, 1e30), (torch.float64, 1e300), (torch.float16, 6e4), (torch.bfloat16, 1e30)])
+def test_log_odds_where_probabilities_saturate(dtype, top):
+    z = torch.tensor([top, 0, -top], dtype=dtype)
+    assert log_odds(z, 0) == float(z[0]) and log_odds(z, 1) == -float(z[0])
+    assert log_odds(z, 2).isfinite() and log_odds(z, 2) == 2 * float(z[2])
+
+
+def test_log_odds_is_antisymmetric_for_two_classes_and_differentiable():
+    z = torch.randn(9, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(log_odds(z, 0), -log_odds(z, 1))
+    assert torch.autograd.gradcheck(lambda z: log_odds(z, torch.arange(9) % 2), z)
+
+
+@pytest.mark.parametrize("z,y,words", [
+    (torch.zeros(2, 3), [0, 3], "label 3 is out of range: 3 classes are numbered 0 to 2"), (torch.zeros(2, 3), [-1, 0], "label -1 is out of range"),
+    (torch.zeros(2, 1), [0, 0], "at least two classes"), (torch.tensor(1.), 0, "at least two classes"), (torch.zeros(2, 3), [0., 1.], "whole numbers"),
+    (torch.tensor([[torch.nan, 0.]]), 0, "NaN or infinity"), (torch.tensor([[torch.inf, 0.]]), 0, "NaN or infinity")])
+def test_log_odds_refusals(z, y, words):
+    with pytest.raises(ValueError, match=words): log_odds(z, torch.tensor(y))
+
+
+# --- features
+
+def test_features_are_those_of_a_manual_forward():
+    net, x = conv().eval(), torch.randn(7, 3, 8, 8)
+    with torch.no_grad():
+        first = net.norm(net.conv(x))
+        total = first.relu() + net.conv(x)
+        pooled = net.pool(total.relu())
+        with features(net, ["conv", "norm", "relu", "pool", "output"]) as f: net(x)
+        assert torch.equal(f["norm"], first)                                        # although relu overwrote it in place
+        assert torch.equal(f["conv"], net.conv(x)) and torch.equal(f["relu"], total.relu()) and torch.equal(f["pool"], pooled)
+        assert torch.equal(f["output"], net.head(pooled.flatten(1)))
+
+
+def test_hooks_go_away_and_nest():
+    net, x = small(), torch.randn(2, 6)
+    with features(net, ["0"]) as outer, features(net, ["0", "1.0"]) as inner: net(x)
+    assert torch.equal(outer["0"], inner["0"]) and len(net[0]._forward_hooks) == 0
+    net(torch.randn(3, 6))
+    assert len(outer["0"]) == 2                                                      # nothing is heard after the context
+    with pytest.raises(ZeroDivisionError):
+        with features(net, ["0"]): 1 / 0
+    assert len(net[0]._forward_hooks) == 0
+
+
+def test_tuple_outputs_give_their_first_tensor():
+    net = nn.Sequential(nn.LSTM(4, 5, batch_first=True))
+    with features(net, ["0"]) as f: out = net(torch.randn(2, 3, 4))
+    assert torch.equal(f["0"], out[0])
+
+
+@pytest.mark.parametrize("layers,words", [(["0", "nine"], "the model has no layer 'nine'; it has 0, 0.0, 0.1, 1, 1.0, 1.1, 2, output"), ("0", r"write \['0'\]"),
+                                          (["1", "1"], "listed twice"), ([], "no layers were given")])
+def test_features_refusals(layers, words):
+    with pytest.raises(ValueError, match=words):
+        with features(small(), layers): pass
+
+
+# --- probes
+
+def test_probe_is_logistic_regression():
+    "A layer that passes its input on: the probe must find scikit-learn's optimum, where the gradient is zero"
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    (x, y), (x_test, y_test) = blobs(), blobs(seed=1)
+    net = nn.Sequential(nn.Identity(), nn.Linear(6, 3))
+    probes = train_probes(net, ["0"], x, y, x_test, y_test, lr=.2, batch_size=600, epochs=600, tol=0, progress=False)
+    reference = linear_model.LogisticRegression(C=np.inf, max_iter=1000, tol=1e-10).fit(x.numpy(), y.numpy())
+    probe = probes["0"]
+    ours, theirs = probe(x).softmax(-1).numpy(), reference.predict_proba(x.numpy())
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    assert probes.accuracy["0"]["test"] == pytest.approx(reference.score(x_test.numpy(), y_test.numpy()), abs=.01)
+    gradient = (probe(x).softmax(-1) - F.one_hot(y, 3)).T @ x / len(x)
+    assert gradient.abs().max() < 1e-3
+
+
+def test_probes_stop_when_converged_and_on_their_own():
+    net, (x, y) = small(), blobs()
+    both = train_probes(net, ["0", "1", "output"], x, y, x, y, lr=.1, epochs=300, progress=False)
+    assert all(10 < len(h) < 300 for h in both.history.values()) and set(both.linear) == {"0", "1"}
+    for name in ("0", "1"):
+        one = train_probes(net, [name], x, y, x, y, lr=.1, epochs=300, progress=False)
+        assert torch.equal(one[name].weight, both[name].weight) and one.history[name] == both.history[name]
+    with torch.no_grad(): assert both.accuracy["output"]["test"] == pytest.approx(float((net(x).argmax(-1) == y).float().mean()))
+
+
+def test_probes_are_a_function_of_the_seed_and_leave_everything_alone():
+    net, (x, y) = small().train(), blobs()
+    net[1].eval()
+    before, state = [p.clone() for p in net.parameters()], torch.get_rng_state()
+    few = dict(epochs=3, progress=False)
+    a, b, c = (train_probes(net, ["0"], x, y, x, y, seed=seed, **few) for seed in (0, 0, 1))
+    assert torch.equal(a["0"].weight, b["0"].weight) and not torch.equal(a["0"].weight, c["0"].weight)
+    assert torch.equal(state, torch.get_rng_state()) and all(torch.equal(p, q) for p, q in zip(before, net.parameters()))
+    assert net.training and net[0].training and not net[1].training and all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("memory,passes", [(2**30, 3), (0, 2 * 3 + 3)])
+def test_one_forward_pass_an_epoch_feeds_all_probes(memory, passes):
+    "128 training inputs in batches of 64. Kept: one pass over train in all. Not kept: one an epoch, one for the accuracies. Then one over test."
+    net, (x, y) = small(), blobs(128)
+    sizes = []
+    net[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    train_probes(net, ["0", "1", "0.0"], x, y, x[:64], y[:64], epochs=3, batch_size=64, memory=memory, progress=False)
+    assert len([s for s in sizes if s == 64]) == passes
+
+
+def test_probes_survive_the_disk(tmp_path):
+    net, (x, y) = small(), blobs()
+    probes = train_probes(net, ["0.0", "1"], x, y, x, y, epochs=3, progress=False)
+    probes.save(tmp_path / "probes.safetensors")
+    loaded = Probes.load(tmp_path / "probes.safetensors")
+    assert (loaded.accuracy, loaded.history, loaded.settings) == (probes.accuracy, probes.history, probes.settings)
+    assert all(torch.equal(loaded["0.0"].state_dict()[k], probes["0.0"].state_dict()[k]) for k in ("weight", "bias"))
+    assert [f.name for f in tmp_path.iterdir()] == ["probes.safetensors"]
+    whole = (tmp_path / "probes.safetensors").read_bytes()
+    for damaged in (whole[:-10], whole[:50], b"", b"not a probe"):
+        (tmp_path / "bad").write_bytes(damaged)
+        with pytest.raises(ValueError, match="bad is no probe file or is damaged.*delete it and train"): Probes.load(tmp_path / "bad")
+    with pytest.raises(FileNotFoundError): Probes.load(tmp_path / "nowhere")
+
+
+def test_probe_refusals():
+    net, (x, y) = small(), blobs()
+    with pytest.raises(ValueError, match="no layer 'x'"): train_probes(net, ["x"], x, y, x, y)
+    with pytest.raises(ValueError, match="label 3 is out of range"): train_probes(net, ["0"], x, y + 1, x, y, progress=False)
+    with pytest.raises(ValueError, match="600 inputs but 5 labels"): train_probes(net, ["0"], x, y[:5], x, y, progress=False)
+    with pytest.raises(ValueError, match="diverged.*smaller learning rate than 1e"): train_probes(net, ["0"], x, y, x, y, lr=1e20, epochs=2, progress=False)
+    with pytest.raises(ValueError, match="'unused' was never reached"): train_probes(conv(), ["unused"], torch.randn(4, 3, 8, 8), y[:4], torch.randn(4, 3, 8, 8), y[:4], progress=False)
+
+
+# --- score tables
+
+def scored(model=None, n=4, **change):
+    "A small request, and the parts it was made of"
+    model = model or conv()
+    gen = torch.Generator().manual_seed(0)
+    x, y, b = torch.randn(3, 3, 8, 8, generator=gen), torch.tensor([0, 3, 1]), torch.randn(3, 8, 8, generator=gen)
+    players = [PatchPlayers([(r, c) for r in range(2) for c in range(2)][:n], (3, 8, 8), 4 - i) for i in range(3)]
+    layers = ["conv", "norm", "relu", "pool", "output"]
+    request = dict(model=model, x=x, y=y, players=players, layers=layers, probes=random_probes(model, layers, x, 4), baseline=b, batch_size=5, progress=False)
+    return request | change
+
+
+def test_table_against_a_loop_over_everything():
+    request = scored()
+    model, x, y, b = (request[k] for k in ("model", "x", "y", "baseline"))
+    v = score_table(**request)
+    assert v.dims == ("sample", "layer", "subset") and v.name == "v" and v.dtype == np.float32 and v.attrs["n_players"] == 4
+    assert list(v.layer.values) == request["layers"] and list(v.subset) == list(range(16)) and list(v.order[:8]) == [0, 1, 1, 2, 1, 2, 2, 3]
+    model.eval()
+    with torch.no_grad():
+        for i in range(3):
+            for T in range(16):
+                x_T = masked(x[i], b, request["players"][i].owner, [T])
+                norm = model.norm(model.conv(x_T)); total = norm.relu() + model.conv(x_T); pooled = model.pool(total.relu())
+                f = dict(conv=model.conv(x_T), norm=norm, relu=total.relu(), pool=pooled)
+                z = {name: request["probes"][name](f[name].flatten(1)) for name in f} | {"output": model.head(pooled.flatten(1))}
+                for name, logits in z.items():
+                    p = logits.double().softmax(-1)[0, y[i]]
+                    assert v.sel(sample=i, layer=name, subset=T).item() == pytest.approx(float((p / (1 - p)).log()), abs=1e-4)
+
+
+@given(st.permutations(range(4)))
+@settings(max_examples=4, deadline=None)
+def test_permuted_players_permute_the_bits(perm):
+    request = scored()
+    v = score_table(**request)
+    players = [PatchPlayers([p.patches[k] for k in perm], (3, 8, 8), p.patch) for p in request["players"]]
+    moved = [sum((T >> p & 1) << new for new, p in enumerate(perm)) for T in range(16)]
+    np.testing.assert_allclose(score_table(**request | dict(players=players)).values[..., moved], v.values, atol=1e-5)
+
+
+def test_dummy_player_changes_nothing():
+    request = scored(n=3)
+    x, b = request["x"].clone(), request["baseline"]
+    for i, p in enumerate(request["players"]): x[i][p.owner == 1] = b[p.owner == 1]          # player 1 looks like its baseline
+    v = score_table(**request | dict(x=x)).values
+    without = [T for T in range(8) if not T & 2]
+    np.testing.assert_allclose(v[..., without], v[..., [T | 2 for T in without]], atol=1e-5)
+
+
+def test_second_run_is_identical_and_batches_hardly_matter():
+    request = scored()
+    v = score_table(**request)
+    assert v.identical(score_table(**request))
+    np.testing.assert_allclose(score_table(**request | dict(batch_size=1024)).values, v.values, atol=1e-5)
+    one = score_table(**request | dict(x=request["x"][1:2], y=request["y"][1:2], players=request["players"][1], sample=[1]))
+    assert one.identical(v[1:2])                                                            # alone or in company
+
+
+def test_every_masked_input_is_seen_once():
+    request, seen = scored(), []
+    handle = request["model"].conv.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    score_table(**request)
+    handle.remove()
+    assert seen[::2] == [1] + 3 * [5, 5, 5, 1]                                              # Conv.forward calls conv twice
+
+
+def test_modes_and_hooks_are_restored_even_after_a_failure():
+    request = scored()
+    model = request["model"].train(); model.norm.eval()
+    score_table(**request)
+    with pytest.raises(ValueError, match="NaN"): score_table(**request | dict(x=request["x"] * torch.nan))
+    assert model.training and model.drop.training and not model.norm.training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_table_survives_netcdf_with_its_labels(tmp_path):
+    pytest.importorskip("h5netcdf")
+    v = score_table(**scored(sample=[7, 11, 13]))
+    v.to_netcdf(tmp_path / "v.nc", engine="h5netcdf")
+    assert xr.load_dataarray(tmp_path / "v.nc", engine="h5netcdf").equals(v) and list(v.sample) == [7, 11, 13]
+
+
+def test_probe_accuracies_travel_with_the_table():
+    net, (x, y) = small(), blobs()
+    probes = train_probes(net, ["0", "output"], x, y, x, y, epochs=3, progress=False)
+    v = score_table(net, x[:2], y[:2], FeaturePlayers(range(6)), ["0", "output"], probes, x.mean(0), progress=False)
+    assert list(v.accuracy) == [probes.accuracy["0"]["test"], probes.accuracy["output"]["test"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype):
+    request = scored()
+    v = score_table(**request)
+    probes = {k: p.to(torch.promote_types(dtype, torch.float32)) for k, p in request["probes"].items()}
+    other = score_table(**request | dict(model=request["model"].to(dtype), probes=probes))
+    assert other.dtype == np.float32
+    np.testing.assert_allclose(other.values, v.values, atol=1e-4 if dtype == torch.float64 else .3)
+
+
+TABLE_REFUSALS = [
+    (dict(layers=["conv9"]), "the model has no layer 'conv9'; it has conv, norm"), (dict(layers="conv"), r"write \['conv'\]"),
+    (dict(probes=None), "no probe for conv, norm, relu, pool"), (dict(baseline=None), "baseline=mean_baseline"),
+    (dict(baseline=torch.zeros(8, 8)), r"baseline has shape \(8, 8\), one input has \(3, 8, 8\)"), (dict(y=torch.tensor([0, 1])), "3 inputs but 2 labels"),
+    (dict(y=torch.tensor([0, 1, 4])), "label 4 is out of range: 4 classes"), (dict(y=torch.tensor([0., 1., 2.])), "whole numbers"),
+    (dict(players=[PatchPlayers([(0, 0)], (3, 8, 8), 2)]), "3 inputs but 1 players"),
+    (dict(players=[PatchPlayers([(0, 0), (1, 1)][:k], (3, 8, 8), 2) for k in (1, 2, 1)]), r"the same number of players, got \[1, 2\]"),
+    (dict(players=PatchPlayers([(0, 0)], (1, 9, 9), 2)), r"players were made for inputs of shape \(1, 9, 9\)"),
+    (dict(players=FeaturePlayers(range(25))), "25 players have 33,554,432 subsets: 15 score tables would take 1.9 GiB"),
+    (dict(sample=["a", "b"]), "3 inputs but 2 sample names"), (dict(x=torch.zeros(0, 3, 8, 8), y=torch.zeros(0, dtype=int), players=[]), "at least one"),
+    (dict(layers=["unused", "output"], probes={"unused": nn.Linear(1, 4)}), "'unused' was never reached"),
+    (dict(layers=["pool"], probes={"pool": nn.Linear(7, 4)}), "gave other features than its probe"), (dict(batch_size=0), "batch_size must be at least 1"),
+]
+
+
+@pytest.mark.parametrize("k", range(len(TABLE_REFUSALS)))
+def test_table_refusals(k):
+    change, words = TABLE_REFUSALS[k]
+    with pytest.raises(ValueError, match=words) as e: score_table(**scored() | change)
+    assert "\n" not in str(e.value)
+
+
+def test_model_that_returns_no_logits():
+    with pytest.raises(ValueError, match=r"must return logits \(batch, classes\)"):
+        score_table(nn.Sequential(nn.Linear(6, 1)), torch.zeros(1, 6), torch.tensor([0]), FeaturePlayers(range(6)), ["output"], baseline=torch.zeros(6), progress=False)
+
+
+def test_torchvision_network():
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    net, layers = models.resnet18(num_classes=10), ["layer1.0.bn2", "layer1.0", "avgpool", "output"]
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
+    probes = train_probes(net, layers, x, y, x, y, lr=.001, epochs=2, progress=False)
+    v = score_table(net, x[:1], y[:1], PatchPlayers([(1, 1), (2, 2), (3, 3)], (3, 32, 32), 8), layers, probes, x.mean(0), progress=False)
+    assert v.shape == (1, 4, 8) and np.isfinite(v).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_table():
+    request = scored()
+    v = score_table(**request)
+    request["model"].cuda()
+    request["probes"] = {k: p.cuda() for k, p in request["probes"].items()}
+    np.testing.assert_allclose(score_table(**request).values, v.values, atol=2e-2)
+    net, (x, y) = small().cuda(), blobs()
+    assert train_probes(net, ["0"], x, y, x, y, epochs=3, progress=False)["0"].weight.is_cuda
