@@ -30,7 +30,7 @@ class _Moebius(torch.autograd.Function):
 def published(
     v,                    # (B, 2**n) scores
     kappa,                # (B,) bound on |δ|
-    lr=1e-4,              # learning rate for a table of range 1
+    lr=1e-4,              # learning rate for a table of range 1, a number or one a table
     steps=10_000,
     transforms=False,     # same iterates by fast transforms
 ):                        # objective (B,) of the last iterate
@@ -42,9 +42,12 @@ def published(
         M = _matrix(v.shape[-1].bit_length() - 1)
         mobius = lambda s: s @ M.T
     gamma, delta = torch.zeros_like(v, requires_grad=True), torch.zeros_like(v, requires_grad=True)
-    sgd = torch.optim.SGD([gamma, delta], lr=lr, momentum=.9)
+    rate = torch.as_tensor(lr, dtype=v.dtype).reshape(-1, 1)
+    heavy = [torch.zeros_like(v), torch.zeros_like(v)]
     for _ in range(steps):
         half = (v - torch.minimum(torch.maximum(delta, -k), k))/2
         loss = (mobius(half + gamma)[:, 1:].abs().sum(-1) + mobius((half - gamma).flip(-1))[:, 1:].abs().sum(-1))
-        sgd.zero_grad(); loss.sum().backward(); sgd.step()
+        for p, g, h in zip((gamma, delta), torch.autograd.grad(loss.sum(), (gamma, delta)), heavy):
+            h.mul_(.9).add_(g)
+            p.data -= rate*h
     return loss.detach().double()*scale[:, 0].double()

@@ -113,7 +113,10 @@ def figures(args):
     "run the experiments and draw the figures"
     notebooks, parameters = chosen_figures(args.figures), dict(args.set or [], profile=args.profile)
     for path in notebooks.values(): checked_parameters(path, parameters)
-    for d, n in ex.experiments(args.profile): ex.run(args.profile, d, n, progress=not args.quiet)
+    for d, n in ex.experiments(args.profile):
+        s = ex.settings(args.profile, d, n)
+        if not ex.belongs_together(s, ex.get_interactions(s, not args.quiet)):
+            raise ValueError(f"{ex.step_file(s, 'interactions', '.nc')} is not what its scores give; delete it and run again")
     for name, path in notebooks.items():
         draw(path, **parameters)
         print(f"{name}: drawn by nbs/figures/{path.name}", flush=True)

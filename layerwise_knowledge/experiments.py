@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STEPS', 'project_folder', 'read_settings', 'profiles', 'experiments', 'settings', 'determines', 'cache_folder',
            'step_file', 'kept', 'get_data', 'get_network', 'probed_layers', 'get_probes', 'get_samples',
-           'explained_class', 'get_scores', 'provenance', 'package_version', 'get_interactions', 'run']
+           'explained_class', 'get_scores', 'provenance', 'package_version', 'get_interactions', 'belongs_together',
+           'run']
 
 # %% ../nbs/07_experiments.ipynb #4fbce7a7
 import configparser, datetime, hashlib, json, os, platform, shutil
@@ -98,9 +99,11 @@ def step_file(
     step: str,    # one of STEPS
     suffix: str,  # of the file
 ) -> Path:
-    "The file of a step, named by a hash of all that determines it"
+    "The file of a step, named by a hash of all that determines it: the one shipped in data/results if it is there, else in the cache"
     text = json.dumps(determines(s, step), sort_keys=True)
-    return cache_folder()/f"{s['dataset']}-{s['network']}-{step}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{suffix}"
+    name = f"{s['dataset']}-{s['network']}-{step}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{suffix}"
+    shipped = project_folder()/"data"/"results"/name
+    return shipped if shipped.exists() else cache_folder()/name
 
 # %% ../nbs/07_experiments.ipynb #5669e2e0
 def kept(
@@ -232,13 +235,24 @@ def get_interactions(
     "Step 4: certified sparse interactions, first orders not yet merged"
     def make():
         v, data = get_scores(s, progress), get_data(s)
-        r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
+        r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"], progress=progress)
         i = metrics.interaction_table(r.i_and, r.i_or, v.layer.values, v.sample.values)
         table, pair = ("sample", "layer", "subset"), ("sample", "layer")
         out = xr.Dataset(dict(interaction=i.astype("float32"), v=v, gamma=(table, r.gamma.astype("float32")), delta=(table, r.delta.astype("float32")),
                               objective=(pair, r.objective), lower_bound=(pair, r.lower_bound), gap=(pair, r.gap), kappa=(pair, r.kappa)))
         return out.assign_attrs(provenance(s, "interactions", data))
     return kept(step_file(s, "interactions", ".nc"), make, _save_nc, xr.load_dataset)
+
+def belongs_together(
+    s: dict,           # settings
+    out: xr.Dataset,   # get_interactions(s)
+) -> bool:
+    "Is this file what its scores give? Extracts one table again, the one with the largest effect, and compares"
+    effect = abs(out.v.isel(subset=-1) - out.v.isel(subset=0))
+    at = effect.argmax(["sample", "layer"])
+    one, r = out.isel(at), sparsify(out.v.isel(at).values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
+    error = max(np.abs(one.interaction.sel(kind=k).values - i).max() for k, i in (("and", r.i_and), ("or", r.i_or)))
+    return bool(error <= 1e-3 * abs(one.interaction[:, 1:]).max())
 
 def run(
     profile="quick",

@@ -8,12 +8,14 @@ __all__ = ['Sparsified', 'sparsify']
 # %% ../nbs/01_sparsify.ipynb #8b3fb6ea
 import math, warnings
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
 import torch
 from scipy.linalg.lapack import dpotrf, dpotrs
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from .interactions import n_players, _table
@@ -37,7 +39,6 @@ def _zeta(x, transpose=False):
     if transpose: hi, lo = hi.T, lo.T
     return (hi @ (x.reshape(-1, len(lo)) @ lo.T).reshape(-1, len(hi), len(lo))).reshape(x.shape)
 
-# %% ../nbs/01_sparsify.ipynb #629d0845
 def _explain(z):
     "A z = Zx - RZy for z = (x, y), shape (..., 2, 2**n)"
     s = _zeta(z)
@@ -174,10 +175,14 @@ def _newton(L, rows, N, eps, theta, ridge, E, miss, total, g, h):
     dz = (g + theta*da)*ridge
     return dz, da - eps*dz, du, (du - h)*E, da, dc
 
+def _ends(up, dup, down, ddown, above, below, dd):
+    "Where each row would leave its box, as inverse step lengths"
+    return (-dup/up).max(), (-ddown/down).max(), (dd/above).max(), (-dd/below).max()
+
 # %% ../nbs/01_sparsify.ipynb #c9c7ce64
 def _interior_point(v, k, rows, tol, at, eps=_RIDGE, most=60, keep=.05):
     "Minimise F over the constraints of these rows, from a point to a gap; also residual, gap, steps and a point on the way"
-    N, kept = len(v), at
+    N, kept, last, gap, r = len(v), at, (at, v), math.inf, v
     both, none = rows[:, None] & rows, (N - 1) ^ (rows[:, None] | rows)
     p, q, up, down, d, c = at
     full = np.zeros(N); full[rows] = up - down
@@ -189,15 +194,17 @@ def _interior_point(v, k, rows, tol, at, eps=_RIDGE, most=60, keep=.05):
         r = v - c - _explain(z)
         miss = r[rows] - d
         slack = np.vdot(p, room) + np.vdot(q, mirror) + up @ above + down @ below
+        if not slack < math.inf or min(room.min(), mirror.min()) <= 0: (p, q, up, down, d, c), r = last; break   # rounding: as far as it goes
         mu, gap, off = slack/(4*N - 4 + 2*len(rows)), slack/max(np.abs(z).sum(), 1e-300), np.abs(miss).max()/max(k, 1e-5)
-        if gap > keep: kept = _Point(p, q, up, down, d, c)
-        if (gap < tol and off < max(tol/10, 1e-7)) or not gap < math.inf: break
+        last = _Point(p, q, up, down, d, c), r
+        if gap > keep: kept = last[0]
+        if gap < tol and off < max(tol/10, 1e-7): break
         fp, fq = p/room, q/mirror
         theta, E = fp + fq, 1/(up/above + down/below)
         ridge = 1/(1 + eps*theta)
         G = _gram(theta*ridge, both, none); G.flat[::len(rows) + 1] += E
         L, bad = dpotrf(G.T, lower=0, clean=0, overwrite_a=1)
-        if bad: gap = math.nan; break
+        if bad: break
         system = L, rows, N, eps, theta, ridge, E, miss, u.sum()
         dz, ds, du, dd, da, dc = _newton(*system, -z, -u)                        # predictor: straight to μ = 0
         dup, ddown = up/above*dd - up, -down/below*dd - down
@@ -215,10 +222,6 @@ def _interior_point(v, k, rows, tol, at, eps=_RIDGE, most=60, keep=.05):
         p, q, up, down, d, c, a = p + t*dp, q + t*dq, up + t*dup, down + t*ddown, d + t*dd, c + t*dc, a + t*da
     return _Point(p, q, up, down, d, c), r, gap, step, kept
 
-def _ends(up, dup, down, ddown, above, below, dd):
-    "Where each row would leave its box, as inverse step lengths"
-    return (-dup/up).max(), (-ddown/down).max(), (dd/above).max(), (-dd/below).max()
-
 # %% ../nbs/01_sparsify.ipynb #ba6abb2f
 _FLOOR = 1e-9   # a smaller κ, relative to the range, is solved as this one; what is left is mended
 
@@ -232,13 +235,11 @@ def _solve(v, k, guess, eps=_RIDGE, loose=.1, tight=1e-9, most=40, watch=None):
     "z and u at the minimiser of F for one table of range 1: interior point on the rows that matter"
     n, N, k = n_players(v), len(v), max(float(k), _FLOOR)
     z, u, order = np.zeros((2, N)), np.zeros(N), np.array([T.bit_count() for T in range(N)])
-    inside, tol, at = guess | (order <= 1) | (order >= n - 1) | (n <= 6), loose, None
+    inside, tol, at = guess | (order <= 1) | (order >= n - 1) | (n <= 8) | (n <= 10 and guess.mean() > .25), loose, None
     for trial in range(most):
         rows = np.flatnonzero(inside)
         new, r, gap, _, kept = _interior_point(v, k, rows, tol, at or _start(v, k, rows), eps)
-        if not gap < math.inf:
-            if at is None: break
-            at = None; continue                                                    # once more from a cold start
+        if gap > 10*loose and at is not None: at = None; continue                  # once more from a cold start
         u = np.zeros(N); u[rows] = new.up - new.down
         z = new.p - new.q
         if watch: watch(rows, z, u)
@@ -246,7 +247,7 @@ def _solve(v, k, guess, eps=_RIDGE, loose=.1, tight=1e-9, most=40, watch=None):
         worst = excess.max()
         if worst <= 1e-6 and tol <= 2*tight: break
         if worst < .2: tol = max(tol/100, tight)
-        if worst > 1 and trial < 10: inside[rows[np.abs(new.d) < .8*k]] = False    # early on, forget rows that do not bind
+        if worst > 1 and trial < 3: inside[rows[np.abs(new.d) < .8*k]] = False    # early on, forget rows that do not bind
         add = min(max(8, len(rows)), 100, int((excess > 1e-6).sum()))
         inside[np.argsort(-excess)[:add]] = True
         at = _grow(kept if add else new, rows, np.flatnonzero(inside), k) if worst < 1 else None
@@ -269,6 +270,15 @@ class Sparsified:
     def __repr__(self):
         gap, ok = np.ravel(np.asarray(torch.as_tensor(self.gap).cpu())), np.ravel(np.asarray(torch.as_tensor(self.converged).cpu()))
         return f"Sparsified: {len(gap)} table(s) of {n_players(self.i_and)} players, largest gap {gap.max(initial=0):.1e}, {int(ok.sum())} converged"
+
+@contextmanager
+def _one_thread():
+    "Thousands of small matrices: a second thread would mostly wait for the first, much longer on a busy machine"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"): yield
+    finally: torch.set_num_threads(threads)
 
 def _kappa(rule, v):
     "κ of every table (B, 2**n): a share of the effect, of the range, or a value"
@@ -295,15 +305,13 @@ def sparsify(
     k, spread, base = _kappa(kappa, a), np.ptp(a, axis=1), a.min(1, keepdims=True)
     z, u = np.zeros((len(a), 2, a.shape[1])), np.zeros_like(a)
     hard = np.flatnonzero(spread > 2*k) if a.shape[1] > 1 else []      # the others are all noise: nothing to explain
-    with tqdm(total=len(hard), disable=not progress, desc="sparsify") as bar:
+    with tqdm(total=len(hard), disable=not progress, desc="sparsify") as bar, _one_thread():
         for ids in np.array_split(hard, -(-len(hard)//max(1, 2**18//a.shape[1]))) if len(hard) else []:
             s = spread[ids, None]
             va, ka = (a[ids] - base[ids])/s, k[ids]/s[:, 0]
             zs, ds, us = _douglas_rachford(torch.from_numpy(va).to(w.device), torch.from_numpy(ka).to(w.device))
-            for j, i in enumerate(ids):
-                guess = (ds[j].abs() >= .99*float(ka[j])).cpu().numpy()
-                z[i], u[i] = _solve(va[j], ka[j]*(1 - 1e-5), guess)
-                bar.update()
+            guess = (ds.abs().cpu().numpy() >= .99*ka[:, None])
+            for j, i in enumerate(ids): z[i], u[i] = _solve(va[j], ka[j]*(1 - 1e-5), guess[j]); bar.update()
     z[np.abs(z) < 1e-9] = 0                                            # below the accuracy of the interior point
     scaled, kk = (a - base)/np.where(spread > 0, spread, 1)[:, None], k/np.where(spread > 0, spread, 1)
     z, d = _mend(scaled, kk, z)
