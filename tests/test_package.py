@@ -6,10 +6,9 @@ import pytest
 EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest"]
 USE = """
 import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {extras}: raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
+from importlib.machinery import PathFinder
+real = PathFinder.find_spec                      # the extras are not found, as if they were not installed
+PathFinder.find_spec = lambda name, path=None, target=None: None if name.partition(".")[0] in {extras} else real(name, path, target)
 sys.path.insert(0, {site!r})
 
 import layerwise_knowledge, pkgutil, importlib
