@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_COUNTS', 'REPORT_HEAD', 'figure_notebooks', 'chosen_figures', 'checked_parameters', 'draw', 'report_line',
-           'data', 'train', 'score', 'figures', 'report', 'parser', 'main']
+           'data', 'train', 'score', 'reproduce', 'figures', 'report', 'parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #8e535134
 import argparse, sys
@@ -109,6 +109,12 @@ def score(args):
     print(REPORT_HEAD)
     for d, n, s in _chosen(args): print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
+def reproduce(args):
+    "make everything that the figures and the report draw from, and put what is small into data/results"
+    for d, n, s in _chosen(args):
+        ex.everything(s, not args.quiet)
+        print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
+
 def figures(args):
     "run the experiments and draw the figures"
     notebooks, parameters = chosen_figures(args.figures), dict(args.set or [], profile=args.profile)
@@ -130,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("lk", description="Layerwise change of knowledge: experiments and figures.", epilog="Results are kept in data/cache and found again; "
                                 "settings.ini holds every number. Example: lk figures fig03 --profile quick")
     commands = p.add_subparsers(dest="command", required=True, metavar="command")
-    for f in (data, train, score, figures, report):
+    for f in (data, train, score, reproduce, figures, report):
         c = commands.add_parser(f.__name__, help=f.__doc__, description=f.__doc__[0].upper() + f.__doc__[1:] + ".")
         c.set_defaults(run=f)
         if f is data: c.add_argument("names", nargs="*", help=f"data sets (default: all of {', '.join(datasets.DATASETS)})"); continue

@@ -126,10 +126,10 @@ def resnet32(
 # %% ../nbs/06_models.ipynb #be167ebb
 NETWORKS = {"mlp7": mlp7, "vgg11": vgg11, "resnet20": resnet20, "resnet32": resnet32}
 PROBED = {
-    "mlp7": ("linear3", "linear5", "linear7", "output"),
+    "mlp7": ("linear3", "linear4", "linear5", "linear7", "output"),
     "mlp7-table": ("linear3", "linear4", "linear5", "linear6", "linear7", "output"),
-    "vgg11": ("conv1_1", "conv3_2", "conv5_2", "fc2", "output"),
-    "resnet20": ("block1", "block3", "block5", "block7", "block9", "avgpool", "output"),
+    "vgg11": ("conv1_1", "conv3_2", "conv4_2", "conv5_2", "fc2", "output"),
+    "resnet20": ("block1", "block3", "block5", "block6", "block7", "block9", "avgpool", "output"),
     "resnet32": ("block1", "block5", "block10", "block15", "avgpool", "output"),     # the paper probes block 10 only
 }
 SECTION33 = {"mlp7": "linear4", "vgg11": "conv4_2", "resnet20": "block6", "resnet32": "block10"}

@@ -101,8 +101,8 @@ def _to_model(model, x):
 
 class _Features:
     "Flattened features of many inputs by index: kept when they fit in memory, computed again when they do not"
-    def __init__(self, model, layers, x, batch_size, memory):
-        self.model, self.layers, self.x, self.kept = model, layers, x, None
+    def __init__(self, model, layers, x, batch_size, memory, half=False):
+        self.model, self.layers, self.x, self.half, self.kept = model, layers, x, half, None
         one = self._forward(torch.tensor([0]))
         if sum(f.nbytes for f in one.values()) * len(x) > memory: return
         kept = {name: f.new_empty(len(x), f.shape[1]) for name, f in one.items()}
@@ -113,7 +113,7 @@ class _Features:
     @torch.no_grad()
     def _forward(self, index):
         with features(self.model, self.layers, lambda name, f: f.flatten(1).clone()) as f: self.model(_to_model(self.model, self.x[index]))
-        return {name: _reached(f, name) for name in self.layers}
+        return {name: _reached(f, name).half() if self.half else _reached(f, name) for name in self.layers}
 
     def __call__(self, index):
         return {name: f[index.to(f.device)] for name, f in self.kept.items()} if self.kept else self._forward(index)
@@ -179,6 +179,7 @@ def train_probes(
     patience=10,      # ... on average over this many epochs (and 100 steps); tol=0: never stop before `epochs`
     seed=0,           # of the initial weights and of the order of the data
     memory=2 * 2**30, # keep the features when they take at most this many bytes, else run the network every epoch
+    half=False,       # learn from features rounded to float16, twice as many of which fit
     progress=True,    # show a progress bar
 ):                    # Probes
     "Train a linear classifier on the features of every layer, all from the same forward passes"
@@ -186,14 +187,14 @@ def train_probes(
     for x, y in ((x_train, y_train), (x_test, y_test)):
         if len(x) != len(y) or not len(x): raise ValueError(f"{len(x)} inputs but {len(y)} labels; there must be one for each input, and at least one")
     with _frozen(model):
-        source = _Features(model, [*wanted, "output"], x_train, batch_size, memory)
+        source = _Features(model, [*wanted, "output"], x_train, batch_size, memory, half)
         one = source(torch.tensor([0]))
         for y in (y_train, y_test): _check_labels(y, one["output"].shape[1])
         linear = {name: _new_probe(one[name], one["output"].shape[1], f"{seed}/{name}") for name in wanted}
         history = _fit(linear, source, y_train, epochs, lr, momentum, batch_size, tol, patience, seed, progress)
         test = _Features(model, [*wanted, "output"], x_test, batch_size, 0)
         train_acc, test_acc = (_accuracy(linear, s, y, batch_size) for s, y in ((source, y_train), (test, y_test)))
-    settings = dict(epochs=epochs, lr=lr, momentum=momentum, batch_size=batch_size, tol=tol, patience=patience, seed=seed)
+    settings = dict(epochs=epochs, lr=lr, momentum=momentum, batch_size=batch_size, tol=tol, patience=patience, seed=seed, half=half)
     return Probes(linear, {name: {"train": train_acc[name], "test": test_acc[name]} for name in train_acc}, history, settings)
 
 # %% ../nbs/03_scores.ipynb #150a6b71
