@@ -5,8 +5,14 @@ READY  := .venv/.installed
 
 .PHONY: figures test lab docs bench reproduce check clean
 
-figures: $(READY)          ## regenerate every figure of the profile `quick` from real data
+figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels
 	$(BIN)/lk figures
+	$(BIN)/lk figures fig02 fig03 fig07 --profile quick
+
+reproduce: $(READY)        ## train every network again, score, extract: hours on a CPU; stop and go on as you like
+	$(BIN)/lk reproduce --profile paper
+	$(BIN)/lk figures
+	$(BIN)/lk report
 
 test: $(READY)             ## run every notebook and every test
 	$(BIN)/python -m pytest

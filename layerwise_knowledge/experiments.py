@@ -160,7 +160,7 @@ def get_network(
         return model, dict(settings=determines(s, "network"), accuracy=history[-1]["test"], history=history, data_sha256=data.sha256)
     made = kept(path, make, lambda m, p: models.save_weights(m[0], p, **m[1]), models.load_model)
     checkpoint.unlink(missing_ok=True)
-    return made
+    return made[0].to(memory_format=torch.channels_last), made[1]      # convolutions are up to twice as fast so
 
 # %% ../nbs/07_experiments.ipynb #2ecf0ba7
 def get_probes(

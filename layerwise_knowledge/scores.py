@@ -260,7 +260,7 @@ def score_table(
     layers,            # names of layers; "output" is the network's own output, the others need a probe
     probes=None,       # Probes, or a dict: layer -> classifier of flattened features
     baseline=None,     # b, shape of one input: what hidden players are replaced by (see mean_baseline)
-    batch_size=1024,   # most masked inputs in one forward pass
+    batch_size=None,   # most masked inputs in one forward pass (default: 128 on a processor, whose caches are small, else 2048)
     progress=True,     # show a progress bar
     sample=None,       # labels of the inputs on the sample axis; default 0, 1, 2, ...
     max_players=20,    # refuse more players than this
@@ -269,6 +269,7 @@ def score_table(
     layers, y, sample = list(_named_layers(model, layers)), torch.as_tensor(y), list(range(len(x)) if sample is None else sample)
     players = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
     _check_request(model, x, y, players, layers, probes, baseline, sample, max_players)
+    if batch_size is None: batch_size = 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
     if batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     read = lambda name, f: f if name == "output" else _probe_logits(probes[name], f)
     table, passes = torch.empty(len(x), len(layers), 1 << players[0].n), len(x) * -(-(1 << players[0].n) // batch_size)

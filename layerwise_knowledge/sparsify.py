@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from scipy.linalg.lapack import dpotrf, dpotrs
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -248,7 +249,7 @@ def _solve(v, k, guess, eps=_RIDGE, loose=.1, tight=1e-9, most=40, watch=None):
         if worst <= 1e-6 and tol <= 2*tight: break
         if worst < .2: tol = max(tol/100, tight)
         if worst > 1 and trial < 3: inside[rows[np.abs(new.d) < .8*k]] = False    # early on, forget rows that do not bind
-        add = min(max(8, len(rows)), 100, int((excess > 1e-6).sum()))
+        add = min(max(8, len(rows)), max(100, len(rows)//5), int((excess > 1e-6).sum()))
         inside[np.argsort(-excess)[:add]] = True
         at = _grow(kept if add else new, rows, np.flatnonzero(inside), k) if worst < 1 else None
     return z, u
@@ -277,8 +278,18 @@ def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="blas"): yield
+        with threadpool_limits(1, user_api="blas"): yield threads
     finally: torch.set_num_threads(threads)
+
+def _solve_alone(*table):
+    "One table, in a process of its own"
+    with threadpool_limits(1, user_api="blas"): return _solve(*table)
+
+def _solve_all(v, k, guess, processes):
+    "z and u of one table after the other; several at a time where that is worth the processes' start"
+    tables = zip(v, k, guess)
+    if processes == 1 or v.size < 2**16: return (_solve(*table) for table in tables)
+    return Parallel(processes, return_as="generator")(delayed(_solve_alone)(*table) for table in tables)
 
 def _kappa(rule, v):
     "κ of every table (B, 2**n): a share of the effect, of the range, or a value"
@@ -305,13 +316,13 @@ def sparsify(
     k, spread, base = _kappa(kappa, a), np.ptp(a, axis=1), a.min(1, keepdims=True)
     z, u = np.zeros((len(a), 2, a.shape[1])), np.zeros_like(a)
     hard = np.flatnonzero(spread > 2*k) if a.shape[1] > 1 else []      # the others are all noise: nothing to explain
-    with tqdm(total=len(hard), disable=not progress, desc="sparsify") as bar, _one_thread():
+    with tqdm(total=len(hard), disable=not progress, desc="sparsify") as bar, _one_thread() as threads:
         for ids in np.array_split(hard, -(-len(hard)//max(1, 2**18//a.shape[1]))) if len(hard) else []:
             s = spread[ids, None]
             va, ka = (a[ids] - base[ids])/s, k[ids]/s[:, 0]
             zs, ds, us = _douglas_rachford(torch.from_numpy(va).to(w.device), torch.from_numpy(ka).to(w.device))
             guess = (ds.abs().cpu().numpy() >= .99*ka[:, None])
-            for j, i in enumerate(ids): z[i], u[i] = _solve(va[j], ka[j]*(1 - 1e-5), guess[j]); bar.update()
+            for i, solved in zip(ids, _solve_all(va, ka*(1 - 1e-5), guess, threads)): z[i], u[i] = solved; bar.update()
     z[np.abs(z) < 1e-9] = 0                                            # below the accuracy of the interior point
     scaled, kk = (a - base)/np.where(spread > 0, spread, 1)[:, None], k/np.where(spread > 0, spread, 1)
     z, d = _mend(scaled, kk, z)

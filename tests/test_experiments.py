@@ -1,5 +1,5 @@
 """Settings, files that know what made them, interruption, damage."""
-import subprocess, sys
+import shutil, subprocess, sys
 
 import numpy as np, pytest, torch, xarray as xr
 
@@ -17,9 +17,9 @@ def cache(tmp_path, monkeypatch, root):
 def test_every_experiment_of_every_profile_has_whole_settings(profile):
     for dataset, network in ex.experiments(profile):
         s = ex.settings(profile, dataset, network)
-        wanted = {k for keys in ex.STEPS.values() for k in keys} - {"layers"} - ({"players", "patch"} if s["choice"] == "columns" else set())
+        wanted = {k for keys in ex.STEPS.values() for k in keys} - ({"players", "patch"} if s["choice"] == "columns" else set())
         assert wanted <= s.keys(), f"{profile} {dataset} {network} lacks {wanted - s.keys()}"
-        assert ex.probed_layers(s)[-1] == "output"
+        assert s["layers"][-1] == "output" and len(ex.variants(s)) == 1 + len(s["variants"])
 
 
 @pytest.mark.parametrize("step", ex.STEPS)
@@ -97,3 +97,52 @@ def test_what_is_explained(cache, target):
     np.testing.assert_array_equal(v.y, y)
     assert v.attrs["data_sha256"] and "torch" in v.attrs["versions"]
     with pytest.raises(ValueError, match="target must be label or predicted"): ex.explained_class(s | {"target": "both"}, model, x, y)
+
+
+@pytest.fixture
+def home(cache, monkeypatch, root, tmp_path):
+    "A project folder of its own, so that nothing is shipped into the real one"
+    (tmp_path/"home").mkdir()
+    shutil.copy(root/"settings.ini", tmp_path/"home")
+    monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path/"home"))
+    return tmp_path/"home"
+
+
+def test_what_is_shipped_needs_neither_data_nor_network(home, cache, monkeypatch):
+    s = ex.settings("smoke", "mnist", "mlp7")
+    first, (index, x, y, players) = ex.get_interactions(s, progress=False), ex.get_samples(s)
+    names = {p.name for p in ex.ship(s, most=1e6)}
+    assert names == {p.name for p in (home/"data"/"results").iterdir()}
+    assert any("scores" in n for n in names) and not any("network" in n for n in names), "MLP-7 is 30 MB"
+    shutil.rmtree(cache)
+    def missing(*_): raise FileNotFoundError("no data here")
+    monkeypatch.setattr(ex.datasets, "load", missing)
+    xr.testing.assert_identical(first, ex.get_interactions(s, progress=False))
+    again = ex.get_samples(s)
+    np.testing.assert_array_equal(again[0], index); assert torch.equal(again[1], x) and torch.equal(again[2], y)
+    assert all(torch.equal(p.owner, q.owner) for p, q in zip(again[3], players))
+
+
+def test_an_extraction_of_other_scores_is_refused(cache):
+    s = ex.settings("smoke", "mnist", "mlp7")
+    ex.get_interactions(s, progress=False)
+    path = ex.step_file(s, "scores", ".nc")
+    found = xr.load_dataset(path)
+    found["v"][0, 0, 3] += 1
+    found.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match="extracted from other scores than .*delete it"): ex.get_interactions(s, progress=False)
+
+
+def test_noise_again_by_hand(cache):
+    s = ex.settings("smoke", "mnist", "mlp7", noise_samples=1, draws=4)
+    out, noisy = ex.get_interactions(s, progress=False), ex.get_noise(s, progress=False)
+    (model, _), probes, (index, x, y, players) = ex.get_network(s, progress=False), ex.get_probes(s, progress=False), ex.get_samples(s)
+    noise = s["noise"]*torch.randn(4, *x[0].shape, generator=torch.Generator().manual_seed(int(index[0])))
+    v = torch.stack([torch.from_numpy(scores.score_table(model, x[:1] + e, y[:1], players[0], ["output"], probes, ex.mean_baseline(ex.get_data(s).x_train), progress=False).values[0, 0]) for e in noise])
+    r = ex.sparsify(v.double())
+    i = ex.metrics.interaction_table(r.i_and[:, None], r.i_or[:, None], ["output"])
+    moments = ex.metrics.merge_first_order(i).isel(layer=0).rename(sample="draw")
+    omega = ex.metrics.salient(out.interaction).sel(layer="output").isel(sample=0)
+    for name, one in (("mean", moments.mean("draw")), ("std", moments.std("draw"))):
+        np.testing.assert_allclose(noisy[name].sel(layer="output").isel(sample=0).values, one.where(omega).values, atol=2e-3*abs(out.interaction).max().item())
+    with pytest.raises(ValueError, match="draws no noise"): ex.get_noise(s | {"noise_samples": 0})
