@@ -9,7 +9,7 @@ figures: $(READY)          ## all figures: from the tables in data/results, and 
 	$(BIN)/lk figures
 	$(BIN)/lk figures fig02 fig03 fig07 --profile quick
 
-reproduce: $(READY)        ## train every network again, score, extract: hours on a CPU; stop and go on as you like
+reproduce: $(READY)        ## compute what data/results lacks (empty it, and every network is trained again): hours on a CPU; stop and go on as you like
 	$(BIN)/lk reproduce --profile paper
 	$(BIN)/lk figures
 	$(BIN)/lk report

@@ -16,12 +16,14 @@ def lk(root, tmp_path):
 
 
 @pytest.mark.parametrize("words, answer", [
-    ("figures fig99", "there is no figure 'fig99'; there are fig02"),
+    ("figures fig99", "there is no figure 'fig99'; there are fig0"),
     ("figures fig02 --profile fast", "there is no profile 'fast'; settings.ini has paper"),
     ("figures fig02 --set colour=red", "has no parameter colour; it has"),
     ("figures fig02 --set colour", "a parameter is written name=value"),
     ("train mnist/mlp8", "has no experiment 'mnist mlp8'"),
     ("score mnist", "an experiment is written dataset/network"),
+    ("report mnist/mlp8", "has no experiment 'mnist mlp8'"),
+    ("report --profile fast", "there is no profile 'fast'"),
     ("data imagenet", "there is no data set 'imagenet'; there are mnist"),
     ("paint", "invalid choice: 'paint'"),
     ("", "required: command"),
@@ -43,9 +45,29 @@ def test_train_score_report(lk):
     out = lk("train", "mnist/mlp7", "--profile", "smoke", "--quiet")
     assert out.returncode == 0, out.stderr
     assert "mnist/mlp7: test accuracy" in out.stdout and "linear3" in out.stdout
-    out = lk("report", "mnist/mlp7", "--profile", "smoke", "--quiet")
+    out = lk("report", "mnist/mlp7", "--profile", "smoke")
+    assert out.returncode == 2 and "nothing to report" in out.stderr and "lk reproduce mnist/mlp7 --profile smoke" in out.stderr      # it computes nothing
+    assert lk("score", "mnist/mlp7", "--profile", "smoke", "--quiet").returncode == 0
+    out = lk("report", "mnist/mlp7", "census/mlp7", "--profile", "smoke")
     assert out.returncode == 0, out.stderr
-    assert "paper 21.8" in out.stdout and "mnist/mlp7" in out.stdout
+    assert "paper 21.8" in out.stdout and "3 of 100 samples" in out.stdout and "not computed here: census/mlp7" in out.stdout
+    assert all(f"\nC{k} " in out.stdout for k in range(1, 13)) and max(map(len, out.stdout.split("\n"))) <= 150
+    assert "replicates" not in out.stdout                                # no verdict from three samples
+
+
+def test_report_into_a_closed_pipe(root, drawn):
+    env = os.environ | {"LAYERWISE_CACHE": str(drawn/"cache")}
+    out = subprocess.run(["bash", "-c", f"set -o pipefail; {Path(sys.executable).with_name('lk')} report --profile smoke | head -1"], cwd=root, capture_output=True, text=True, env=env)
+    assert "Traceback" not in out.stderr and out.stdout.startswith("claim")
+
+
+def test_report_of_what_the_figures_computed(root, drawn, tmp_path, monkeypatch):
+    "The report notebook on the profile smoke: it runs, judges nothing from so few samples, and its pictures go where they are told"
+    monkeypatch.setenv("LAYERWISE_CACHE", str(drawn/"cache"))
+    out = json.loads(cli.draw(root/"nbs"/"report.ipynb", profile="smoke", folder=str(tmp_path/"pictures")).read_text())
+    text = "".join("".join(o.get("text", [])) for c in out["cells"] for o in c.get("outputs", []))
+    assert "profile smoke, tau = 0.05: 3 experiments" in text and "C2 not tested: 3 of 100 samples" in text
+    assert {"report_c1_smoke.png", "report_c2_smoke.svg", "report_gaps_smoke.png"} <= {p.name for p in (tmp_path/"pictures").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +90,7 @@ def test_figures_are_drawn_and_the_same_each_time(drawn):
 
 
 def test_a_parameter_reaches_the_figure(drawn):
-    for path in (drawn/"cache"/"executed").glob("*.ipynb"):
+    for path in (drawn/"cache"/"executed").glob("fig*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         injected = ["".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
         assert len(injected) == 1 and "smoke" in injected[0] and str(drawn) in injected[0]

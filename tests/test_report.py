@@ -1,0 +1,296 @@
+"""The rules behind the verdicts: tables with a planted answer, independent references, properties, and what is refused."""
+import itertools, math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings, strategies as st
+from scipy import stats
+
+from layerwise_knowledge import cli, experiments as ex, metrics, report as R
+
+FEW, FEWER = settings(max_examples=25), settings(max_examples=5)
+numbers = st.floats(-5, 5, allow_nan=False)
+
+
+def some(mean=1., low=.5, high=1.5, claimed=R.ABOVE, samples=100, of=100, needed=100, **more):
+    return R.Finding("mnist/mlp7", more.pop("what", "t"), mean, low, high, claimed, samples, of, needed, **more)
+
+
+def random_table(seed, n=4, samples=6, layers=("a", "b", "c", "output"), dataset="mnist", network="resnet20", scale=1., **more):
+    rng = np.random.default_rng(seed)
+    draw = lambda: scale*rng.standard_t(2, (samples, len(layers), 2**n))*(rng.random((samples, len(layers), 2**n)) < .5)
+    a, o = draw(), draw()
+    o[..., 0] = 0
+    return R.Table(metrics.interaction_table(a, o, list(layers)), dataset, network, **more)
+
+
+def of(key, *tables, decides=True):
+    return [f for f in R.CLAIMS[key].find({(t.dataset, t.network): t for t in tables}) if f.decides == decides]
+
+
+yes_no = lambda findings: [f.holds for f in findings]
+
+
+# ---------------------------------------------------------------- tests and verdicts
+def test_twelve_claims_each_with_its_words():
+    assert list(R.CLAIMS) == [f"C{k}" for k in range(1, 13)]
+    for c in R.CLAIMS.values(): assert c.text and c.statistic and c.needs and len(c.statistic.split()) > 5
+
+
+@pytest.mark.parametrize("low, high, claimed, holds", [
+    (.1, .9, R.ABOVE, True), (-.1, .9, R.ABOVE, False), (0, .9, R.ABOVE, False), (-2, -1, R.BELOW, True), (-2, 1, R.BELOW, False),
+    (15, 30, (14.5, 32.7), True), (12, 30, (14.5, 32.7), False), (15, 40, (14.5, 32.7), False), (math.nan, math.nan, R.ABOVE, False)])
+def test_a_test_holds_if_the_whole_interval_is_where_the_claim_puts_it(low, high, claimed, holds):
+    assert some(low=low, high=high, claimed=claimed).holds is holds
+
+
+YES, NO = some(), some(claimed=R.BELOW)
+
+
+@pytest.mark.parametrize("findings, word", [
+    ([YES]*3, "replicates"), ([YES, NO], "partly"), ([NO]*2, "does not"), ([], "not tested"),
+    ([YES, some(claimed=R.BELOW, decides=False)], "replicates"), ([some(decides=False)], "not tested"),
+    ([some(of=24, samples=24)], "not tested"), ([some(samples=49)], "not tested"), ([YES, some(claimed=R.BELOW, of=24, samples=24)], "replicates"),
+    ([YES, some(what="u", samples=3)], "partly"), ([NO, some(what="u", samples=3)], "does not")])
+def test_verdicts(findings, word): assert R.verdict(findings)[0] == word
+
+
+def test_missing_tables_are_named_and_a_verdict_is_so_far():
+    assert R.verdict([], ["mnist/vgg11", "cifar10/mlp7", "cifar10/vgg11"]) == ("not tested", "needs mnist: vgg11; cifar10: mlp7, vgg11")
+    word, reason = R.verdict([YES], ["cifar10/resnet32"])
+    assert word == "replicates" and reason == "1 of 1 tests hold so far; needs cifar10: resnet32"
+    assert R.verdict([some(of=20, samples=20)], few="partly tested") == ("partly tested", "20 of 100 samples; indicative: 1 of 1 tests hold")
+
+
+findings = st.builds(lambda m, w, c, s, o, d, what: some(m, m - w, m + w, c, min(s, o), o, 100, decides=d, what=what), numbers, st.floats(0, 2), st.sampled_from([R.ABOVE, R.BELOW, (-1, 1)]),
+                     st.integers(0, 120), st.integers(1, 120), st.booleans(), st.sampled_from("tu"))
+
+
+@pytest.mark.parametrize("low, high, mark", [(.1, 1, "yes"), (-.1, 1, "open"), (-1, -.1, "no"), (0, 1, "open")])
+def test_an_unsure_test_is_open(low, high, mark): assert some(low=low, high=high).mark == mark
+
+
+@FEW
+@given(st.lists(findings, max_size=6), st.randoms())
+def test_a_verdict_depends_on_the_counted_tests_alone(many, rng):
+    word = R.verdict(many)[0]
+    shuffled = list(many); rng.shuffle(shuffled)
+    assert R.verdict(shuffled)[0] == word                                                            # not on their order
+    assert R.verdict(many + [some(claimed=R.BELOW, decides=False)])[0] == word                       # nor on what is shown beside
+    counted = [f for f in many if f.decides and f.enough]
+    assert (word == "not tested") == (not counted)
+    if word == "replicates": assert all(f.holds for f in counted)
+    if word == "does not": assert not any(f.holds for f in counted)
+
+
+@FEW
+@given(st.lists(numbers, min_size=3, max_size=30), st.floats(0, 3), st.floats(0, 3))
+def test_a_wider_region_never_loses_a_test(values, a, b):
+    t = R.planted(dict(output={1: 1.}), samples=2)
+    x = xr.DataArray(values, dims="sample")
+    narrow, wide = (R.finding(t, x, "t", (-w, w)) for w in sorted((a, b)))
+    assert wide.holds or not narrow.holds
+    assert narrow.low <= narrow.mean + 1e-9 and narrow.mean <= narrow.high + 1e-9
+
+
+# ---------------------------------------------------------------- statistics against independent references
+@FEW
+@given(st.integers(0, 10**6))
+def test_trend_is_scipys_spearman(seed):
+    rng = np.random.default_rng(seed)
+    y = np.round(rng.normal(size=(5, 6)), 1); y[rng.random(y.shape) < .2] = np.nan
+    ours = R.trend(xr.DataArray(y, dims=("sample", "order")), "order").values
+    for row, rho in zip(y, ours):
+        ok = np.isfinite(row)
+        if ok.sum() < 2 or np.ptp(row[ok]) == 0: assert np.isnan(rho)
+        else: np.testing.assert_allclose(rho, stats.spearmanr(np.arange(6)[ok], row[ok]).statistic, atol=1e-12)
+    z = xr.DataArray(y, dims=("sample", "order"))
+    np.testing.assert_allclose(R.trend(np.exp(z), "order"), ours), np.testing.assert_allclose(R.trend(-z, "order"), -ours)
+
+
+def test_trend_over_two_kinds_pools_their_points():
+    y = np.random.default_rng(0).normal(size=(3, 2, 5))
+    ours = R.trend(xr.DataArray(y, dims=("sample", "kind", "order")), "order")
+    np.testing.assert_allclose(ours, [stats.spearmanr(np.tile(np.arange(5), 2), row.ravel()).statistic for row in y])
+
+
+@FEWER
+@given(st.integers(0, 10**6))
+def test_statistics_by_loops(seed):
+    t = random_table(seed)
+    n, names = 4, t.i.layer.values.tolist()
+    tau = {l: .05*abs(t.i.sel(layer=l)).isel(subset=slice(1, None)).max().item() for l in names}
+    strength = lambda x, l: {(k, S): z for k in ("and", "or") for S, z in enumerate(t.i.sel(layer=l, kind=k).values[x]) if S and abs(z) > tau[l]}
+    ratio = lambda a, b: a/b if b else math.nan
+    for x, (l, a) in itertools.product(range(3), enumerate(names)):
+        A, B = strength(x, a), strength(x, "output")
+        both = {s: min(abs(A[s]), abs(B[s])) for s in A.keys() & B.keys() if A[s]*B[s] > 0}
+        total = lambda D, keep=lambda m: True: sum(abs(z) for (k, S), z in D.items() if keep(S.bit_count()))
+        np.testing.assert_allclose(R.layers_alike(t, l, -1)[x], ratio(2*total(both), total(A) + total(B)))
+        np.testing.assert_allclose(R.redundancy(t)[x, l], ratio(total(A) - total(both), total(A)), atol=1e-12)
+        high = lambda m: m > n*2/3
+        np.testing.assert_allclose(R.completeness(t, 2/3)[x, l], ratio(total(both, high), total(B, high)))
+        np.testing.assert_allclose(R.high_share(t)[x, l], ratio(total(A, lambda m: m > n/2), total(A)))
+
+
+@FEWER
+@given(st.integers(0, 10**6), st.floats(.01, 100))
+def test_no_unit(seed, scale):
+    "Strengths in another unit change no test"
+    for key in ("C1", "C2", "C3", "C4", "C6", "C12"):
+        for f, g in zip(of(key, random_table(seed)), of(key, random_table(seed, scale=scale))):
+            assert f.holds == g.holds and np.allclose(f.mean, g.mean, equal_nan=True)
+
+
+@FEW
+@given(st.integers(0, 10**6))
+def test_alike_is_symmetric_and_at_most_one(seed):
+    t = random_table(seed)
+    a, b = R.layers_alike(t, 0, 1), R.layers_alike(t, 1, 0)
+    np.testing.assert_allclose(a, b)
+    assert ((a >= 0) & (a <= 1 + 1e-12) | a.isnull()).all()
+    np.testing.assert_allclose(R.layers_alike(t, 2, 2).dropna("sample"), 1)
+    with pytest.raises(ValueError): R.alike(t.i, t.omega, t.i[::-1], t.omega[::-1])
+
+
+def test_relative_change_is_numpys_line():
+    y = np.random.default_rng(0).random((4, 7)) + 1
+    slope = np.polyfit(np.arange(1, 8), y.T, 1)[0]
+    np.testing.assert_allclose(R.relative_change(xr.DataArray(y, dims=("sample", "order"), coords=dict(order=np.arange(1, 8)))), 6*slope/y.mean(1))
+
+
+def test_the_peak_is_not_chosen_from_the_sample_itself():
+    y = xr.DataArray([[0., 9, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]], dims=("sample", "layer"))
+    np.testing.assert_allclose(R.rise_and_fall(y)[0], [0, 0, 0])          # the first one's own peak is not used; for the others layer 1 looks highest
+    held = sum(R.finding(R.planted(dict(output={1: 1.})), R.rise_and_fall(xr.DataArray(np.random.default_rng(s).random((60, 6)), dims=("sample", "layer")))[0], "", R.ABOVE).holds for s in range(40))
+    assert held <= 6                                                     # noise rises by luck alone
+
+
+# ---------------------------------------------------------------- claims on tables with a planted answer
+one, two, five = ({S: 1. for S in R.sets(m)} for m in (1, 2, 5))
+first = lambda sets, k: dict(list(sets.items())[:k])
+
+
+def test_c1_needs_the_papers_number_and_its_samples():
+    near, far = (R.planted(dict(output=first(two | {S: 1. for S in R.sets(3)}, k)), "cifar10", samples=30) for k in (34, 20))
+    assert yes_no(of("C1", near)) == [True] and yes_no(of("C1", far)) == [False]
+    assert [f.mean for f in of("C1", near, R.planted(dict(output=first(two, 10)), "cifar10", "vgg11", samples=30))] == [22]      # mean over networks
+    assert R.judge({("cifar10", "mlp7"): R.planted(dict(output=first(two, 10)), "cifar10", samples=29)})["C1"].word == "not tested"
+
+
+@pytest.mark.parametrize("key, layers, holds", [
+    ("C3", dict(a=first(one, 1), b=first(one, 3), c=one | first(five, 2), output=one | five), [True, True]),
+    ("C3", dict(a=one | five, b=one | first(five, 4), c=five, output=one | five), [False, False]),
+    ("C4", dict(a=one, b=one | two, c=one | first(two, 3), output=one), [True, True]),
+    ("C4", dict(a=one | two, b=one | first(two, 9), c=one | first(two, 5), d=one, output=one), [False, True]),
+    ("C6", dict(a=one, b=one, c=one | five, output=one | five), [True]),
+    ("C6", dict(a=one | five, b=one | five, c=one, output=one), [False]),
+    ("C12", dict(a=first(two, 8), b=first(two, 10), c=first(two, 12), d=first(two, 15), output=one), [True, True]),
+    ("C12", dict(a=first(two, 8), b=first(five, 3), c=one, d=first(two, 8), output=one), [False, False])])
+def test_layers(key, layers, holds):
+    for d, samples in (("mnist", 100), ("cifar10", 30)): assert yes_no(of(key, R.planted(layers, d, "resnet20", samples=samples))) == holds
+    beside = R.planted(layers, "mnist", "vgg11")                          # the paper shows no VGG-11 on MNIST
+    assert of(key, beside) == [] and R.judge({("mnist", "vgg11"): beside})[key].word == "not tested"
+
+
+def test_c5_beside_its_peer():
+    lean = R.planted(dict(a=one, b=one, c=one, output=one), "cifar10", "vgg11", samples=30)
+    fat = R.planted(dict(a=one | two, b=one | two, c=one | two, output=one), "cifar10", "resnet20", samples=30)
+    assert yes_no(of("C5", lean, fat)) == [True]*3 and yes_no(of("C5", lean)) == [True]*2
+    fat.network, lean.network = "vgg11", "resnet20"
+    assert yes_no(of("C5", fat, lean)) == [False, False, True]
+
+
+def test_c7_pairs_of_networks():
+    nets = [R.planted(dict(block6={1: 1.}, conv4_2={1: 1.}, linear4={1: 1.}, block10={1: 1.}, output=one | {S: 1. for S in R.sets(3)[k:k + 5]}), "cifar10", n, samples=30)
+            for k, n in enumerate(("mlp7", "vgg11", "resnet20", "resnet32"))]
+    found = of("C7", *nets)
+    assert len(found) == 12 and len({f.where for f in found}) == 12       # six pairs, two layers
+    assert all(f.holds for f in found if "output" in f.where)
+    assert all(f.mark == "few" for f in found if "middle" in f.where)     # one set of one order: nothing falls
+    assert R.judge({("cifar10", t.network): t for t in nets})["C7"].word == "replicates"
+
+
+def test_c8_is_never_judged_from_fewer_samples():
+    t = R.planted(dict(linear4=one | five, output=one | two | five))
+    mean = metrics.merge_first_order(t.interactions)
+    for k, word in ((20, "partly tested"), (100, "replicates")):
+        t.noise = xr.Dataset(dict(mean=mean, std=abs(mean)*mean.order)).isel(sample=slice(0, k))
+        assert R.judge({("mnist", "mlp7"): t})["C8"].word == word
+
+
+@pytest.mark.parametrize("other, holds", [(one | two, [True, True]), (one, [False, False]), (first(one | two, 20), [True, True]), (five | {S: 1. for S in R.sets(4)}, [True, False])])
+def test_c9(other, holds):
+    t = R.planted(dict(output=one | two), "cifar10", "resnet20", samples=30, variants={"kappa=0.05": R.planted(dict(output=other), samples=30), "seed=1": None})
+    assert yes_no(of("C9", t)) == holds
+
+
+@pytest.mark.parametrize("ink, holds", [([.5]*4, [True]), ([.01, .5, .5, .5], [False])])
+def test_c10(ink, holds):
+    x, owner = (torch.as_tensor(z).repeat_interleave(12).expand(30, 3, 12, 48) for z in (ink, range(4)))
+    t = R.planted(dict(output=one), "cifar10", samples=30, pixels=(x, owner))
+    assert yes_no(of("C10", t)) == holds
+    y = R.noise_by_order(t)                                              # and the largest set by hand
+    e = .02*torch.randn(20, *x.shape, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(y.sel(order=4), (e.flatten(2).norm(dim=-1)/x.flatten(1).norm(dim=-1)).mean(0), rtol=1e-5)
+
+
+def test_c11_needs_fifty_rows():
+    layers = dict(linear3=first(one, 5), linear5=one, output=one)
+    assert yes_no(of("C11", R.planted(layers, "census", samples=50), R.planted(layers, "bike", samples=50))) == [True]*4
+    assert R.judge({("census", "mlp7"): R.planted(layers, "census", samples=49)})["C11"].word == "not tested"
+
+
+# ---------------------------------------------------------------- tables, choices, sensitivity
+def test_reading_otherwise():
+    t = random_table(3, variants=dict(other=random_table(4)))
+    assert (t.read(per_sample=True).omega >= t.omega).all()               # each sample's own τ is never above the common one
+    for k in ("and", "or"):
+        alone = t.read(kinds=(k,))
+        xr.testing.assert_equal(alone.omega.sel(kind=k), t.omega.sel(kind=k))
+        assert not alone.omega.where(alone.omega.kind != k, False).any()
+    assert t.read(tau=.5).variants["other"].tau == .5 and t.tau == .05    # variants follow, the table itself stays
+    v = t.interactions.sum("kind")
+    xr.testing.assert_allclose(t.read(v=v).whole, metrics.normalise(metrics.merge_first_order(t.interactions), v))
+
+
+def test_sensitivity_names_what_changes():
+    weak = R.planted(dict(output={1: 1.} | {S: .04 for S in R.sets(2) + R.sets(3)[:7]}), variants={"target=predicted": R.planted(dict(output=first(two, 15) | one))})
+    table = R.sensitivity({("mnist", "mlp7"): weak}, ["C1", "C2", "C12"])
+    assert table.loc["C1", "predicted class"] == "does not 0/1 → replicates 1/1" and table.loc["C1", "τ of each sample"] == "0/1"
+    assert table.loc["C1", "background masked"] == "–" and (table.loc["C12"] == "–").all()
+    assert R.sensitivity({}).eq("–").all(axis=None)
+    gone = R.sensitivity({("mnist", "mlp7"): weak}, ["C2"], {"nothing left": lambda t: R.planted(dict(output={}))}).iloc[0, 0]
+    assert gone == "replicates 1/1 → not tested"                          # the claim is there, but undefined
+
+
+def test_the_table_fits_and_is_escaped():
+    t = R.planted(dict(a=one, b=one | two, c=one, output=one), "mnist", "resnet20")
+    text, page = (f(R.judge({("mnist", "resnet20"): t})) for f in (R.as_text, R.as_html))
+    assert max(map(len, text.split("\n"))) <= 150 and "C4" in text and "yes    mnist/resnet20: rise" in text
+    assert "m &gt; 2n/3" in page and "m > 2n/3" not in page
+
+
+def test_nothing_is_computed_and_wrong_words_are_refused(tmp_path, monkeypatch, root):
+    (tmp_path/"settings.ini").write_bytes((root/"settings.ini").read_bytes())
+    monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path)), monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"cache"))
+    assert R.load("paper") == {} and sorted(p.name for p in tmp_path.iterdir()) == ["settings.ini"]
+    assert all(r.word == "not tested" and r.reason.startswith("needs") for r in R.judge({}).values())
+    with pytest.raises(ValueError, match="there is no profile 'fast'"): R.load("fast")
+    with pytest.raises(ValueError, match="has no experiment 'mnist mlp8'"): R.load("smoke", only=[("mnist", "mlp8")])
+    with pytest.raises(ValueError, match="between 0 and 1; got 5"): R.load("smoke", tau=5)
+
+
+def test_the_notebook_runs_where_nothing_was_computed(tmp_path, monkeypatch, root):
+    (tmp_path/"settings.ini").write_bytes((root/"settings.ini").read_bytes())
+    monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path)), monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"cache"))
+    cli.draw(root/"nbs"/"report.ipynb", folder=str(tmp_path/"pictures"))
+    assert not (tmp_path/"pictures").exists() or not any((tmp_path/"pictures").iterdir())      # and draws nothing
+
+
+def test_the_notebook_runs_on_what_is_shipped(tmp_path, root):
+    "The profile paper, with whatever tables this clone has"
+    text = cli.draw(root/"nbs"/"report.ipynb", profile="paper", folder=str(tmp_path)).read_text()
+    assert f"profile paper, tau = 0.05: {len(R.load('paper'))} experiments" in text
