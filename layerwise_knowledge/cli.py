@@ -6,8 +6,8 @@
 __all__ = ['PAPER_COUNTS', 'REPORT_HEAD', 'figure_notebooks', 'chosen_figures', 'checked_parameters', 'draw', 'report_line',
            'data', 'train', 'score', 'reproduce', 'figures', 'report', 'parser', 'main']
 
-# %% ../nbs/09_cli.ipynb #8e535134
-import argparse, sys
+# %% ../nbs/09_cli.ipynb #d9d89c2e
+import argparse, os, sys
 from pathlib import Path
 
 import xarray as xr
@@ -128,8 +128,17 @@ def figures(args):
         print(f"{name}: drawn by nbs/figures/{path.name}", flush=True)
 
 def report(args):
-    "print the numbers behind the figures"
-    score(args)
+    "print every claim of the paper with our numbers and the verdict, from what has been computed"
+    from layerwise_knowledge import report as claims
+    wanted = args.experiments or ex.experiments(args.profile)
+    tables = claims.load(args.profile, only=wanted)
+    left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
+    how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
+    if not tables: raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} not computed here; {how} does it")
+    print(claims.as_text(claims.judge(tables)), end="\n\n")
+    print(REPORT_HEAD)
+    for (d, n), t in tables.items(): print(report_line(d, n, t.out))
+    if left: print(f"not computed here: {', '.join(left)}; {how} does it")
 
 # %% ../nbs/09_cli.ipynb #b6e04eae
 def parser() -> argparse.ArgumentParser:
@@ -144,7 +153,8 @@ def parser() -> argparse.ArgumentParser:
             c.add_argument("figures", nargs="*", help="figures by the paper's number, as in fig03 (default: all)")
             c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
         else: c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
-        c.add_argument("--profile", default="quick", help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: quick)")
+        usual = "paper" if f in (figures, report) else "quick"
+        c.add_argument("--profile", default=usual, help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: {usual})")
         c.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
@@ -157,5 +167,6 @@ def main(
         args.run(args)
     except (ValueError, FileNotFoundError, RuntimeError) as e: print(f"lk: {e}", file=sys.stderr); return 2
     except ModuleNotFoundError as e: print(f"lk: {e}; pip install 'layerwise-knowledge[notebooks]' brings it", file=sys.stderr); return 2
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141      # the reader has seen enough, as in `lk report | head`
     except KeyboardInterrupt: print("\nlk: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr); return 130
     return 0

@@ -262,13 +262,19 @@ def get_interactions(
 ) -> xr.Dataset:     # interaction (sample, layer, kind, subset); v, gamma, delta (sample, layer, subset); objective, lower_bound, gap, kappa (sample, layer)
     "Step 4: certified sparse interactions, first orders not yet merged"
     v = get_scores(s, progress)
-    def make():
-        r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"], progress=progress)
+    path = step_file(s, "interactions", ".nc")
+    parts = path.with_suffix(".parts")
+    def few(v):
+        r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
         i = metrics.interaction_table(r.i_and, r.i_or, v.layer.values, v.sample.values).astype("float32")
         certificate = {k: (("sample", "layer"), getattr(r, k)) for k in ("objective", "lower_bound", "gap", "kappa")}
-        return xr.Dataset(dict(interaction=i, table=(("sample", "layer"), table_hashes(v)), **certificate)).assign_attrs(provenance(s, "interactions"))
-    path = step_file(s, "interactions", ".nc")
+        return xr.Dataset(dict(interaction=i, table=(("sample", "layer"), table_hashes(v)), **certificate))
+    def make():
+        bar = tqdm(range(0, len(v), 5), desc=f"extractions {s['dataset']}/{s['network']}", unit=" x 5 samples", disable=not progress)
+        made = [kept(parts/f"{k:04d}.nc", lambda: few(v[k:k + 5]), _save_nc, xr.load_dataset) for k in bar]
+        return xr.concat(made, "sample").assign_attrs(provenance(s, "interactions"))
     found = kept(path, make, _save_nc, xr.load_dataset)
+    if parts.exists(): shutil.rmtree(parts)
     if not np.array_equal(found.table, table_hashes(v)):
         raise ValueError(f"{path} was extracted from other scores than {step_file(s, 'scores', '.nc')} holds; delete it and run again")
     return found.drop_vars("table").assign(split(found, v)).assign_coords(v.coords)

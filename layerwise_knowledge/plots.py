@@ -10,7 +10,7 @@ __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'CYCLE', 'MARKERS', 'DASHES', 'theme', '
 import os, textwrap
 from functools import wraps
 from pathlib import Path
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np, seaborn as sns, torch, xarray as xr
+import matplotlib as mpl, matplotlib.patheffects, matplotlib.pyplot as plt, numpy as np, seaborn as sns, torch, xarray as xr
 from matplotlib.collections import LineCollection
 from .metrics import merge_first_order, threshold, salient, bootstrap
 
@@ -31,13 +31,20 @@ def theme():
     "Set the look of the project's figures for your own pictures; the functions of this module use it in any case"
     mpl.rcParams.update(_RC)
 
+def _settle(fig):
+    "Lay the figure out once and keep it so: the layout's solver adds up in an order that changes from run to run, and the last bits with it"
+    for ax in fig.axes: ax.tick_params("x", labelsize=_RC["xtick.labelsize"]), ax.tick_params("y", labelsize=_RC["ytick.labelsize"])   # else the reader's own settings choose the ticks
+    fig.draw_without_rendering(), fig.set_layout_engine("none")
+    for sub in fig.subfigs: sub.bbox_relative.p0, sub.bbox_relative.p1 = sub.bbox_relative.p0.round(9), sub.bbox_relative.p1.round(9)
+    for ax in fig.axes: ax.set_position(np.round(ax.get_position(original=True).bounds, 9))
+
 def _figure(function):
     "Run a drawing function in the project's theme, and leave no open figure behind"
     @wraps(function)
     def drawn(*args, **kwargs):
         with mpl.rc_context(_RC):
             fig = function(*args, **kwargs)
-            plt.close(fig)
+            _settle(fig), plt.close(fig)
             return fig
     return drawn
 
@@ -251,23 +258,30 @@ def by_order(
 # %% ../nbs/08_plots.ipynb #d149a399
 @_figure
 def boxes_by_order(
-    x,          # values (..., subset) with the coordinate `order`, e.g. noise_ratio(...); NaN is left out
+    x,          # values (..., subset) with the coordinate `order`, e.g. noise_ratio(...); NaN is left out. Or panel title -> values
     ylabel=r"$\|(x+\varepsilon)_S-x_S\|_2\,/\,\|x_S\|_2$",
     title="",
 ):  # figure
-    "Fig. 12: box plot of a quantity by order; boxes the middle half, whiskers the middle 90 %"
-    x = _values(x, "x")
-    groups = {int(o): x.isel(subset=(x.order == o).values).values.ravel() for o in np.unique(x.order) if o > 0}
-    kept = {o: z[np.isfinite(z)] for o, z in groups.items()}
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.2))
-    ax.boxplot(list(kept.values()), positions=list(kept), widths=.6, whis=(5, 95), showfliers=False, patch_artist=True,
-               boxprops=dict(facecolor="#CFE3F1", lw=.6), medianprops=dict(color=COLOURS["new"], lw=1.2), whiskerprops=dict(lw=.6), capprops=dict(lw=.6))
-    ax.set(xlabel="order $m$", ylabel=ylabel, title=title, ylim=(0, None))
-    left = sum(len(z) for z in groups.values()) - sum(len(z) for z in kept.values())
-    _note(fig, f"n = {max(groups)} players", _samples([x]), f"{left} sets without pixels > 0 left out" if left else "")
+    "Fig. 12: box plot of a quantity by order; boxes the middle half, whiskers the middle 90 %, a diamond the mean"
+    panels = _some(x, "x") if isinstance(x, dict) else {title: x}
+    fig, axs = plt.subplots(1, len(panels), figsize=(COLUMN if len(panels) == 1 else PAGE, 2.2), squeeze=False)
+    notes = []
+    for ax, (name, x) in zip(axs[0], panels.items()):
+        groups = {int(o): _values(x, "x").isel(subset=(x.order == o).values).values.ravel() for o in np.unique(x.order) if o > 0}
+        kept = {o: z[np.isfinite(z)] for o, z in groups.items()}
+        ax.boxplot(list(kept.values()), positions=list(kept), widths=.6, whis=(5, 95), showfliers=False, patch_artist=True, showmeans=True,
+                   meanprops=dict(marker="D", ms=2.5, mfc="white", mec=COLOURS["new"], mew=.7),
+                   boxprops=dict(facecolor="#CFE3F1", lw=.6), medianprops=dict(color=COLOURS["new"], lw=1.2), whiskerprops=dict(lw=.6), capprops=dict(lw=.6))
+        ax.set(xlabel="order $m$", title=name, ylim=(0, None))
+        left = sum(len(z) for z in groups.values()) - sum(len(z) for z in kept.values())
+        notes += [(f"{name}: " if len(panels) > 1 else "") + f"n = {max(groups)} players", _samples([x]), f"{left} sets without pixels > 0 left out" if left else ""]
+    axs[0][0].set_ylabel(ylabel)
+    if len(panels) > 1: fig.suptitle(title, fontsize=8)
+    _note(fig, *notes)
     return fig
 
-# %% ../nbs/08_plots.ipynb #0b8a885e
+# %% ../nbs/08_plots.ipynb #8ebd7fd8
+_FATES = {"kept": "at the output too", "forgotten": "gone at the output", "learned late": "only at the output"}
 _DESTINY = {"kept": "#009E73", "forgotten": COLOURS["forget"], "learned late": COLOURS["new"]}   # grey would drown in a grey picture
 
 def _one_sample(i):
@@ -284,9 +298,10 @@ def destinies(
     "The strongest interactions that are kept, forgotten or learned late"
     i = _one_sample(i)
     omega = salient(i, tau).transpose("layer", "kind", "subset").values & (i.order >= smallest).values
+    sign = np.sign(i.transpose("layer", "kind", "subset").values)
     peak = abs(i / (threshold(i) if tau is None else tau)).max("layer").values                      # in units of τ
     first, hidden, last = omega[0], omega[:-1].any(0), omega[-1]
-    chosen = {"kept": first & last, "forgotten": hidden & ~last, "learned late": ~first & last}
+    chosen = {"kept": first & last & (sign[0] == sign[-1]), "forgotten": hidden & ~last, "learned late": ~first & last}
     found = {d: sorted(zip(*np.nonzero(c)), key=lambda ks: -peak[ks])[:each] for d, c in chosen.items()}
     return [(d, str(i.kind.values[k]), int(S)) for d, sets in found.items() for k, S in sets]
 
@@ -318,6 +333,13 @@ def _map_owner(owner, image):
     if owner is None or np.shape(owner)[-2:] != want: raise ValueError(f"owner must say whose each pixel is, so for this picture its last axes must be {want}; got {None if owner is None else np.shape(owner)}")
     return np.asarray(owner).reshape(-1, *want)[0]
 
+def _frame(ax, owner, margin=3):
+    "A square around all players and a margin, so that small players stay legible; no axes"
+    spans = [np.flatnonzero((owner >= 0).any(k))[[0, -1]] for k in (0, 1)]                   # columns, rows
+    side = max(b - a + 1 for a, b in spans) + 2 * margin
+    (left, right), (top, bottom) = (np.clip([(a + b) / 2 - side / 2, (a + b) / 2 + side / 2], -.5, size - .5) for (a, b), size in zip(spans, owner.shape[::-1]))
+    ax.set(xticks=[], yticks=[], xlim=(left, right), ylim=(bottom, top)), sns.despine(ax=ax, left=True, bottom=True)
+
 def _cell(ax, image, owner, players, colour, on):
     "One interaction on the picture: filled where it is salient, dotted where it is not"
     picture, look = _flat_image(image)
@@ -326,7 +348,30 @@ def _cell(ax, image, owner, players, colour, on):
     shade[np.isin(owner, players)] = (*mpl.colors.to_rgb(colour), .55 if on else 0)
     ax.imshow(shade, interpolation="nearest")
     _outline(ax, owner, players, color=colour if on else "0.45", lw=1 if on else .6, ls="-" if on else (0, (1, 1.5)))
-    ax.set(xticks=[], yticks=[]), sns.despine(ax=ax, left=True, bottom=True)
+    _frame(ax, owner)
+
+def _numbered(ax, image, owner, names, alpha=.6):
+    "The picture with the names of its players"
+    picture, look = _flat_image(image)
+    ax.imshow(picture, interpolation="nearest", alpha=alpha, **look)
+    for style in (dict(color="w", lw=1.4), dict(color="0.2", lw=.6)): _outline(ax, owner, np.unique(owner[owner >= 0]), **style)
+    for k, name in enumerate(names):
+        r, c = np.nonzero(owner == k)
+        if len(r): ax.text(c.mean(), r.mean(), name, ha="center", va="center", fontsize=6, path_effects=[mpl.patheffects.withStroke(linewidth=1.6, foreground="w")])
+    _frame(ax, owner)
+
+def _fates(ax, i, omega):
+    "How many of one picture's salient interactions the output has too (same sign), how many are gone there, how many are still to come"
+    count = lambda z: z.sum(["kind", "subset"]).values
+    last, sign = omega.isel(layer=-1, drop=True), np.sign(i)
+    same = omega & last & (sign == sign.isel(layer=-1, drop=True))
+    both, gone, coming = count(same), count(omega & ~same), count(last & ~same)
+    for z, bottom, destiny in ((both, 0, "kept"), (gone, both, "forgotten"), (-coming, 0, "learned late")):
+        ax.bar(np.arange(len(z)), z, bottom=bottom, color=_DESTINY[destiny], width=.7, lw=0)
+    ax.axhline(0, color="k", lw=.6)
+    ax.set_xlim(-.5, len(both) - .5)
+    ax.set_xticks(np.arange(len(both)), omega.layer.values)
+    ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True)), ax.yaxis.set_major_formatter(lambda z, _: f"{abs(z):g}")
 
 @_figure
 def interaction_map(
@@ -344,18 +389,25 @@ def interaction_map(
     if not sets: raise ValueError("no interaction of order 2 or more is salient in this picture: choose another sample, or name the sets to show")
     owner = _map_owner(owner, image)
     omega, names = salient(i, tau), i.layer.values
-    cell = min(.95, (PAGE - .6) / len(names))
-    fig, axs = plt.subplots(len(sets), len(names), figsize=(.6 + cell * len(names), .6 + (cell + .1) * len(sets)), squeeze=False)
+    cell = min(.78, (PAGE - 1.75) / len(names))
+    fig = plt.figure(figsize=(1.75 + cell * len(names), 1.7 + (cell + .15) * len(sets)))
+    grid = fig.add_gridspec(len(sets) + 1, len(names) + 1, width_ratios=[1.15 / cell] + [1] * len(names), height_ratios=[cell + .12] * len(sets) + [.8])
+    side, key = fig.add_subplot(grid[:min(2, len(sets)), 0], anchor="N"), fig.add_subplot(grid[-1, 0])
+    _numbered(side, image, owner, range(int(i.order.max())), alpha=.8)
+    legend = key.legend(handles=[mpl.patches.Patch(color=_DESTINY[d], label=s) for d, s in _FATES.items()], loc="center left", bbox_to_anchor=(-.05, .5), title="number of salient\ninteractions in layer $l$:", alignment="left", borderpad=0, handlelength=1.2, handletextpad=.5)
+    key.axis("off"), legend.set_in_layout(False)
+    axs = np.array([[fig.add_subplot(grid[r, c + 1]) for c in range(len(names))] for r in range(len(sets))])
     for row, (destiny, kind, S) in zip(axs, sets):
         for ax, l in zip(row, names):
             here = dict(layer=l, kind=kind, subset=S)
             on = bool(omega.sel(here))
             _cell(ax, image, owner, _players_of(S, int(i.order.max())), _DESTINY[destiny], on)
-            ax.set_xlabel(f"{float(i.sel(here)):+.2f}".replace("-", "−"), fontsize=7, labelpad=1, color="k" if on else "0.5")
+            ax.set_xlabel(f"{round(float(i.sel(here)), 2) + 0:+.2f}".replace("-", "−"), fontsize=7, labelpad=1, color="k" if on else "0.5")
         row[0].set_ylabel(f"{destiny}\n{kind.upper()}, order {S.bit_count()}", fontsize=7, color="k")
-    for ax, l in zip(axs[0], names): ax.set_title("\n".join(_layer_title(l, accuracy, 0).split("\n")[:-1]), fontsize=7)
+    for ax, l in zip(axs[0], names): ax.set_title(f"{l}\n{100 * float(accuracy[l]):.1f} %" if accuracy is not None and l in accuracy else l, fontsize=7)
+    _fates(fig.add_subplot(grid[-1, 1:]), i, omega)
     fig.suptitle(title, fontsize=8)
-    _note(fig, f"{_players(i)}", r"filled: $|I_l(S)|>\tau_l$; below: $I_l(S)$")
+    _note(fig, f"{_players(i)}", "%: test accuracy" if accuracy is not None else "", r"filled: $|I_l(S)|>\tau_l$; below: $I_l(S)$; bars: every order")
     return fig
 
 # %% ../nbs/08_plots.ipynb #b64382a4
@@ -380,36 +432,28 @@ def kappa_sensitivity(
     axs[0][0].set_ylabel(r"$|I_l(S)|\,/\,\max|I_l|$")
     fig.legend(*axs[0][0].get_legend_handles_labels(), title=r"$\kappa\,/\,|v_l(x_N)-v_l(x_\emptyset)|$", loc="outside upper left", ncols=len(tables), alignment="left")
     fig.suptitle(title, fontsize=8)
-    for ax in axs[0]: ax.set_xlabel("rank / samples")
+    for ax in axs[0]: ax.set_xlabel("rank / samples" if len(names) < 6 else "rank /\nsamples")
     _note(fig, _players(i), _samples(tables.values()), r"numbers: salient a sample ($|I|>\tau$, dotted line)")
     return fig
 
-# %% ../nbs/08_plots.ipynb #e51fa343
-def _bars(ax, values, labels, xlabel):
-    "Horizontal bars, blue for the true class and orange against it"
-    ax.barh(range(len(values)), values, color=[COLOURS["new"] if z > 0 else COLOURS["forget"] for z in values], height=.75)
-    ax.set_yticks(range(len(values)), labels), ax.invert_yaxis(), ax.axvline(0, color="k", lw=.6), ax.set_xlabel(xlabel)
+# %% ../nbs/08_plots.ipynb #cb85cf15
+def _bars(ax, values, labels, xlabel, big=None):
+    "Horizontal bars, blue for the true class and orange against it; a label of several lines gets the room it needs"
+    lines = np.array([1.4 + l.count("\n") for l in labels])
+    at = np.cumsum(lines) - lines / 2
+    ax.barh(at, values, color=[COLOURS["new"] if z > 0 else COLOURS["forget"] for z in values], height=.75)
+    ax.set_yticks(at, labels), ax.set_ylim(lines.sum() + .1, -.1), ax.axvline(0, color="k", lw=.6), ax.set_xlabel(xlabel)
+    if big: ax.set_xlim(-1.05 * big, 1.05 * big)
 
-def _heat(ax, values, owner, xlabel):
+def _heat(ax, values, owner, xlabel, big):
     "One number a player, on the picture"
-    big = np.abs(values).max() or 1
     shown = ax.imshow(np.where(owner < 0, np.nan, np.asarray(values)[np.maximum(owner, 0)]), cmap=_DIVERGING, vmin=-big, vmax=big, interpolation="nearest")
     _outline(ax, owner, np.unique(owner[owner >= 0]), color="0.6", lw=.4)
-    ax.set(xticks=[], yticks=[], xlabel=xlabel), sns.despine(ax=ax, left=True, bottom=True)
+    _frame(ax, owner), ax.set_xlabel(xlabel)
     bar = ax.figure.colorbar(shown, ax=ax, location="right", shrink=.8, aspect=14, pad=.03, ticks=[-big, 0, big], format=lambda z, _: f"{z:+.2g}".replace("-", "−") if z else "0")
     bar.outline.set_visible(False)
 
 _DIVERGING = mpl.colors.LinearSegmentedColormap.from_list("orange-blue", [COLOURS["forget"], "#F7F7F7", COLOURS["new"]])
-
-def _numbered(ax, image, owner, names):
-    "The picture with the names of its players"
-    picture, look = _flat_image(image)
-    ax.imshow(picture, interpolation="nearest", alpha=.6, **look)
-    _outline(ax, owner, np.unique(owner[owner >= 0]), color="0.4", lw=.5)
-    for k, name in enumerate(names):
-        r, c = np.nonzero(owner == k)
-        if len(r): ax.text(c.mean(), r.mean(), name, ha="center", va="center", fontsize=6)
-    ax.set(xticks=[], yticks=[]), sns.despine(ax=ax, left=True, bottom=True)
 
 # %% ../nbs/08_plots.ipynb #316026cb
 @_figure
@@ -428,17 +472,22 @@ def attributions(
     names = list(names) if names is not None else [str(k) for k in range(n)]
     if len(names) != n: raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
     owner = _map_owner(owner, image) if pictures else None
-    fig, axs = plt.subplots(len(rows), pictures + 1 + len(values), figsize=(PAGE, .3 + 1.9 * len(rows)), squeeze=False,
-                            width_ratios=[.8] * pictures + [1.1] + [1] * len(values))
+    strongest = {}
+    for l in rows:
+        here = i.sel(layer=l).isel(subset=slice(1, None)).stack(S=("kind", "subset"))
+        best = here[np.argsort(-abs(here.values), kind="stable")[:top]]
+        strongest[l] = best.values, [_set_label(k, int(S), n, names) for k, S in best.S.values]
+    heights = [max(1.9, .55 + .125 * sum(1.4 + label.count("\n") for label in strongest[l][1])) for l in rows]
+    fig, axs = plt.subplots(len(rows), pictures + 1 + len(values), figsize=(PAGE, .3 + sum(heights)), squeeze=False,
+                            width_ratios=[.8] * pictures + [1.1] + [1] * len(values), height_ratios=heights)
     for row, l in zip(axs, rows):
         if pictures: _numbered(row[0], image, owner, names)
         row[0].set_title(f"layer {l}", loc="left", fontweight="bold", fontsize=7.5)
-        here = i.sel(layer=l).isel(subset=slice(1, None)).stack(S=("kind", "subset"))
-        best = here[np.argsort(-abs(here.values), kind="stable")[:top]]
-        _bars(row[int(pictures)], best.values, [_set_label(k, int(S), n, names) for k, S in best.S.values], "interaction $I_l(S)$")
-        for ax, (method, z) in zip(row[pictures + 1:], values.items()):
-            z = z.sel(layer=l).values if isinstance(z, xr.DataArray) else np.asarray(z)[list(rows).index(l)]
-            _heat(ax, z, owner, method) if pictures else _bars(ax, z, names, method)
+        _bars(row[int(pictures)], *strongest[l], "interaction $I_l(S)$")
+        of_players = {method: z.sel(layer=l).values if isinstance(z, xr.DataArray) else np.asarray(z)[list(rows).index(l)] for method, z in values.items()}
+        big = max((np.abs(z).max() for z in of_players.values()), default=0) or 1                # one scale for all methods
+        for k, (ax, (method, z)) in enumerate(zip(row[pictures + 1:], of_players.items())):
+            _heat(ax, z, owner, method, big) if pictures else _bars(ax, z, names if k == 0 else [""] * n, method, big)
     fig.suptitle(title, fontsize=8)
     _note(fig, f"n = {n} players", "blue: for the true class, orange: against it", f"the {top} strongest interactions")
     return fig
@@ -448,7 +497,9 @@ def _spread(ax, x, xlabel, log=False):
     "Distribution function, one line a layer"
     names = x.layer.values if "layer" in x.dims else [None]
     for l, colour in zip(names, sns.color_palette("viridis_r", len(names) + 1)[1:]):
-        z = np.sort((x if l is None else x.sel(layer=l)).values.ravel())
+        z = (x if l is None else x.sel(layer=l)).values.ravel()
+        z = np.sort(z[np.isfinite(z)])
+        if len(z) > 2000: z = z[np.linspace(0, len(z) - 1, 2000).astype(int)]                   # a line needs no more points
         ax.step(np.maximum(z, 1e-9) if log else z, np.arange(1, len(z) + 1) / len(z), where="post", color=colour, label=l)
     ax.set(xlabel=xlabel, ylim=(0, 1.03), **(dict(xscale="log") if log else {}))
 
@@ -456,16 +507,17 @@ def _spread(ax, x, xlabel, log=False):
 def certificates(
     gap,          # (objective - lower bound) / objective, (sample, layer)
     delta=None,   # δ / κ, (sample, layer, subset)
-    gamma=None,   # γ / |v(x_N) - v(x_∅)|, (sample, layer, subset)
+    gamma=None,   # (γ - γ_∅) / |v(x_N) - v(x_∅)|, (sample, layer, subset)
     limit=1e-2,   # the largest gap allowed
     title="",
 ):  # figure
     "How good the extractions are: distribution of the certified gaps, of δ and of γ"
-    panels = [(gap, "certified gap", True)] + [(z, label, False) for z, label in ((delta, r"$\delta_T\,/\,\kappa$"), (gamma, r"$\gamma_T\,/\,|v(x_N)-v(x_\emptyset)|$")) if z is not None]
+    panels = [(gap, "certified gap", True)] + [(z, label, False) for z, label in ((delta, r"$\delta_T\,/\,\kappa$"), (gamma, r"$(\gamma_T-\gamma_\emptyset)\,/\,|v(x_N)-v(x_\emptyset)|$")) if z is not None]
     fig, axs = plt.subplots(1, len(panels), figsize=(COLUMN if len(panels) == 1 else PAGE, 2.1), sharey=True, squeeze=False)
     for ax, (x, label, log) in zip(axs[0], panels): _spread(ax, _values(x, label), label, log)
     axs[0][0].axvline(limit, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
-    axs[0][0].set_ylabel("part of the tables"), axs[0][-1].legend(loc="lower right", bbox_to_anchor=(.93, 0))
+    if gamma is not None and np.isfinite(gamma).any(): axs[0][-1].set_xlim(np.nanquantile(gamma, (.01, .99)))      # samples of little effect have long tails
+    axs[0][0].set_ylabel("distribution function"), fig.legend(*axs[0][0].get_legend_handles_labels(), loc="outside right center")
     fig.suptitle(title, fontsize=8)
     _note(fig, f"{gap.size} tables, {int((gap <= limit).sum())} with gap ≤ {limit:g}, {int((gap <= limit / 10).sum())} with gap ≤ {limit / 10:g}, largest {float(gap.max()):.2g}")
     return fig

@@ -288,7 +288,7 @@ def _solve_alone(*table):
 def _solve_all(v, k, guess, processes):
     "z and u of one table after the other; several at a time where that is worth the processes' start"
     tables = zip(v, k, guess)
-    if processes == 1 or v.size < 2**16: return (_solve(*table) for table in tables)
+    if processes == 1 or v.size < 2**14: return (_solve(*table) for table in tables)
     return Parallel(processes, return_as="generator")(delayed(_solve_alone)(*table) for table in tables)
 
 def _kappa(rule, v):
