@@ -14,8 +14,8 @@ reproduce: $(READY)        ## compute what data/results lacks (empty it, and eve
 	$(BIN)/lk figures
 	$(BIN)/lk report
 
-test: $(READY)             ## run every notebook and every test
-	$(BIN)/python -m pytest
+test: $(READY)             ## run every notebook and every test, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(READY)              ## open the notebooks
 	$(BIN)/jupyter lab nbs

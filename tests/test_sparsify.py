@@ -115,6 +115,14 @@ def test_company_and_precision_do_not_matter(one, two):
     assert (a.i_and[1] == b.i_and).all() and (a.i_or[1] == b.i_or).all() and b.i_and.dtype == np.float32
     close(b.i_and, c.i_and, v); close(b.i_or, c.i_or, v)
 
+def test_processes_do_not_matter():
+    v = np.random.default_rng(3).normal(size=(64, 256))
+    threads = torch.get_num_threads()
+    try: torch.set_num_threads(1); alone = sparsify(v); torch.set_num_threads(2); beside = sparsify(v)
+    finally: torch.set_num_threads(threads)
+    for name in ("i_and", "i_or", "gap"): np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
+
+
 def salient(r): i = np.stack([r.i_and, r.i_or], -2)[..., 1:]; return np.abs(i) > .05*np.abs(i).max((-1, -2), keepdims=True)
 
 def test_salient_sets_of_real_tables_are_unique():
