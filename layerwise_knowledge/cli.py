@@ -98,6 +98,8 @@ def data(args):
             if args.names: raise
             print(f"{name}: not here. {str(e).splitlines()[0]}")
 
+
+# %% ../nbs/09_cli.ipynb #b12043aa
 def train(args):
     "train the networks and their probes"
     for d, n, s in _chosen(args):
@@ -115,6 +117,8 @@ def reproduce(args):
         ex.everything(s, not args.quiet)
         print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
 
+
+# %% ../nbs/09_cli.ipynb #eab06d49
 def figures(args):
     "run the experiments and draw the figures"
     notebooks, parameters = chosen_figures(args.figures), dict(args.set or [], profile=args.profile)

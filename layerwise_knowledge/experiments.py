@@ -229,6 +229,8 @@ def _save_nc(table, path):
     arrays = table.data_vars.values() if isinstance(table, xr.Dataset) else [table]
     table.to_netcdf(path, engine="h5netcdf", encoding={a.name: dict(zlib=True, complevel=4, shuffle=True) for a in arrays if a.ndim > 2})
 
+
+# %% ../nbs/07_experiments.ipynb #68f335eb
 def provenance(
     s: dict,     # settings
     step: str,   # one of STEPS
@@ -279,6 +281,8 @@ def get_interactions(
         raise ValueError(f"{path} was extracted from other scores than {step_file(s, 'scores', '.nc')} holds; delete it and run again")
     return found.drop_vars("table").assign(split(found, v)).assign_coords(v.coords)
 
+
+# %% ../nbs/07_experiments.ipynb #e7a74be0
 def table_hashes(
     v: xr.DataArray,   # scores (sample, layer, subset)
 ):                     # (sample, layer), 16 hexadecimal digits each
@@ -294,6 +298,8 @@ def split(
     clean = reconstruct(i_and, i_or)
     return dict(v=v, gamma=v.copy(data=subset_sum(i_and) - clean/2), delta=v.copy(data=v.values - clean))
 
+
+# %% ../nbs/07_experiments.ipynb #20e61770
 def belongs_together(
     s: dict,           # settings
     out: xr.Dataset,   # get_interactions(s)

@@ -141,7 +141,7 @@ def strengths(
         bx.bar(at, by_order["mean"], width=width, color=CYCLE[k % 10], yerr=abs(by_order[["low", "high"]].to_array() - by_order["mean"]), error_kw=dict(lw=.6))
     ax.axhline(fraction, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
     ax.annotate(rf"$\tau = {fraction:g}\,\max|I|$", (1, fraction), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=COLOURS["tau"])
-    ax.set(yscale="log", ylim=(1e-5, 1.5), xlim=(None, 1.03 * max(z.get_xdata()[z.get_ydata() > 1e-5].max(initial=1) for z in ax.lines[:len(tables)])), xlabel="rank / number of samples", ylabel=r"$|I(S)|\,/\,\max|I|$", title=title)
+    ax.set(yscale="log", ylim=(1e-5, 1.5), xlim=(0, 1.03 * max(z.get_xdata()[z.get_ydata() > 1e-5].max(initial=1) for z in ax.lines[:len(tables)])), xlabel="rank / number of samples", ylabel=r"$|I(S)|\,/\,\max|I|$", title=title)
     ax.legend(title="salient a sample" + (f" (paper: {paper})" if paper else ""))
     bx.set(xlabel="order $m=|S|$", ylabel="salient a sample", xticks=by_order.order)
     _note(fig, f"n = {int(by_order.order.max())} players", _samples(tables.values()), "AND and OR together, intervals: 95 % bootstrap over samples")
@@ -165,7 +165,7 @@ def _shown(m, orders):
 def _players(m): return f"n = {int(m.order.max())} players"
 
 def _layer_title(l, accuracy, count):
-    lines = [str(l)] + ([f"{'probe' if l != 'output' else 'network'} {100 * float(accuracy[l]):.1f} %"] if accuracy is not None and l in accuracy else [])
+    lines = [str(l)] + ([f"{'probe' if l != 'output' else 'net'} {100 * float(accuracy[l]):.1f} %"] if accuracy is not None and l in accuracy else [])
     return "\n".join(lines + [f"{count:.1f} salient"])
 
 def _stack(ax, q, orders):
@@ -208,7 +208,7 @@ def layer_changes(
     for ax, l in zip(axs, names):
         _stack(ax, q.sel(layer=l), orders)
         ax.set_title(_layer_title(l, accuracy, float(count.sel(layer=l))), fontsize=7)
-        ax.set_xticks(orders, [o if len(orders) * len(names) < 45 or k % 2 == 0 else "" for k, o in enumerate(orders)])
+        ax.set_xticks(orders, [o if k % -(-len(orders) * len(names) // 45) == 0 else "" for k, o in enumerate(orders)])
     axs[0].set_ylabel(f"strength of {kind.upper()}")
     axs[0].yaxis.set_major_formatter(lambda z, _: f"{abs(z):g}")
     top.supxlabel("order $m$", fontsize=8)
@@ -307,6 +307,8 @@ def destinies(
 
 def _players_of(S, n): return [k for k in range(n) if S >> k & 1]
 
+
+# %% ../nbs/08_plots.ipynb #259481a7
 def _set_label(kind, S, n, names, width=30):
     "AND {hours, age}, broken into lines where it is long"
     name = "{" + ", ".join(names[k].replace(" ", "\u00a0") for k in _players_of(S, n)) + "}"       # break between names, not inside
@@ -360,6 +362,8 @@ def _numbered(ax, image, owner, names, alpha=.6):
         if len(r): ax.text(c.mean(), r.mean(), name, ha="center", va="center", fontsize=6, path_effects=[mpl.patheffects.withStroke(linewidth=1.6, foreground="w")])
     _frame(ax, owner)
 
+
+# %% ../nbs/08_plots.ipynb #868e1455
 def _fates(ax, i, omega):
     "How many of one picture's salient interactions the output has too (same sign), how many are gone there, how many are still to come"
     count = lambda z: z.sum(["kind", "subset"]).values

@@ -75,6 +75,8 @@ class Finding:
 
     def __str__(self): return f"{self.where}: {self.what} {num(self.mean)} [{num(self.low)}, {num(self.high)}]"
 
+
+# %% ../nbs/report.ipynb #f2b26c1f
 def finding(
     t,              # Table that it comes from
     values,         # one a sample; NaN is left out

@@ -272,6 +272,8 @@ class Sparsified:
         gap, ok = np.ravel(np.asarray(torch.as_tensor(self.gap).cpu())), np.ravel(np.asarray(torch.as_tensor(self.converged).cpu()))
         return f"Sparsified: {len(gap)} table(s) of {n_players(self.i_and)} players, largest gap {gap.max(initial=0):.1e}, {int(ok.sum())} converged"
 
+
+# %% ../nbs/01_sparsify.ipynb #5bc69fec
 @contextmanager
 def _one_thread():
     "Thousands of small matrices: a second thread would mostly wait for the first, much longer on a busy machine"
