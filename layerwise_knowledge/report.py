@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'CLAIMS', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES',
-           'PAPER_COUNTS', 'NOTE', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted',
-           'sets', 'ready', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness', 'redundancy',
+           'NOTE', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted', 'sets',
+           'ready', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness', 'redundancy',
            'salient_above', 'high_share', 'Claim', 'claim', 'within', 'names_of', 'curves', 'described',
            'count_at_output', 'c1', 'strength_by_order', 'c2', 'hidden', 'deep', 'c3', 'rise_and_fall', 'c4', 'c5',
            'late_minus_early', 'c6', 'pairs', 'c7', 'stabilities', 'c8', 'kappas', 'c9', 'noise_by_order',
@@ -326,16 +326,14 @@ def described(result):
         out += [f"  {title}:"]*bool(these) + [f"    {str(f):<84} claimed {f.region:<13} {f.mark:<6} ({f.samples} of {f.of} samples)" for f in these]
     return "\n".join(out)
 
-# %% ../nbs/report.ipynb #8cdfc25c
-PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}
-
+# %% ../nbs/report.ipynb #6295ddb8
 def count_at_output(t): return t.omega.isel(layer=-1, drop=True).sum(["kind", "subset"]).astype(float)
 
 @claim("C1", "About 21.8 salient interactions a sample on MNIST, 45.6 on CIFAR-10", IMAGES, paper="21.8; 45.6")
 def c1(tables):
     "Salient interactions a sample at the output, mean over networks; within a factor of 1.5 of the paper's"
     out = []
-    for d, p in PAPER_COUNTS.items():
+    for d, p in ex.PAPER_COUNTS.items():
         counts = {t: count_at_output(t) for t, inside in within(tables, IMAGES) if inside and t.dataset == d}
         out += [finding(t, c, "salient", (p/ABOUT, p*ABOUT), decides=False) for t, c in counts.items()]
         if counts:
