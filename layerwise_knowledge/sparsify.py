@@ -248,10 +248,11 @@ def _solve(v, k, guess, eps=_RIDGE, loose=.1, tight=1e-9, most=40, watch=None):
         worst = excess.max()
         if worst <= 1e-6 and tol <= 2*tight: break
         if worst < .2: tol = max(tol/100, tight)
-        if worst > 1 and trial < 3: inside[rows[np.abs(new.d) < .8*k]] = False    # early on, forget rows that do not bind
-        add = min(max(8, len(rows)), max(100, len(rows)//5), int((excess > 1e-6).sum()))
+        many = len(rows) > N//4                                                    # nearly all will bind: keep them, and the point
+        if worst > 1 and trial < 3 and not many: inside[rows[np.abs(new.d) < .8*k]] = False   # early on, forget rows that do not bind
+        add = 0 if worst <= 1e-6 else min(max(8, len(rows)), max(100, len(rows)//5), int((excess > -.2).sum()))   # those close to the box too
         inside[np.argsort(-excess)[:add]] = True
-        at = _grow(kept if add else new, rows, np.flatnonzero(inside), k) if worst < 1 else None
+        at = _grow(kept if add else new, rows, np.flatnonzero(inside), k) if worst < 1 or many else None
     return z, u
 
 # %% ../nbs/01_sparsify.ipynb #69037e3e
