@@ -411,9 +411,9 @@ def ship(
     s: dict,      # settings
     most=2.5e6,   # bytes of weights
 ) -> list[Path]:  # the files, in data/results
-    "Copy tables, extractions and small networks of an experiment and its variants to data/results, where every clone finds them"
-    wanted = [(one, step, suffix) for one in variants(s) for step, suffix in (("network", ".safetensors"), ("probes", ".safetensors"), ("scores", ".nc"), ("interactions", ".nc"))]
-    wanted += [(s, "noise", ".nc"), (s, "attributions", ".nc")]
+    "Copy tables and extractions of an experiment and its variants, and its network if that is small, to data/results, where every clone finds them"
+    wanted = [(s, "network", ".safetensors"), (s, "probes", ".safetensors"), (s, "noise", ".nc"), (s, "attributions", ".nc")]
+    wanted += [(one, step, ".nc") for one in variants(s) for step in ("scores", "interactions")]
     folder, out = project_folder()/"data"/"results", []
     for path in dict.fromkeys(step_file(*w) for w in wanted):
         if not path.exists() or path.suffix == ".safetensors" and path.stat().st_size > most: continue

@@ -225,6 +225,7 @@ def _interior_point(v, k, rows, tol, at, eps=_RIDGE, most=60, keep=.05):
 
 # %% ../nbs/01_sparsify.ipynb #ba6abb2f
 _FLOOR = 1e-9   # a smaller κ, relative to the range, is solved as this one; what is left is mended
+_MOST = 2**13   # rows: their matrix takes 2 GB and its factorisation seconds
 
 def _grow(at, rows, more, k):
     "The same point on more rows: δ = 0 and equal multipliers there, so that u does not change"
@@ -236,9 +237,11 @@ def _solve(v, k, guess, eps=_RIDGE, loose=.1, tight=1e-9, most=40, watch=None):
     "z and u at the minimiser of F for one table of range 1: interior point on the rows that matter"
     n, N, k = n_players(v), len(v), max(float(k), _FLOOR)
     z, u, order = np.zeros((2, N)), np.zeros(N), np.array([T.bit_count() for T in range(N)])
-    inside, tol, at = guess | (order <= 1) | (order >= n - 1) | (n <= 8) | (n <= 10 and guess.mean() > .25), loose, None
+    inside, tol, at = guess | (order <= 1) | (order >= n - 1) | (n <= 7), loose, None
     for trial in range(most):
         rows = np.flatnonzero(inside)
+        if len(rows) > _MOST: raise ValueError(f"with κ = {k:.1e} of its range, a table of {n} players has over {_MOST:,} subsets whose noise is on the bound, too many "
+                                               "to solve for; give a larger kappa, for instance ('robust', 0.04), or fewer players")
         new, r, gap, _, kept = _interior_point(v, k, rows, tol, at or _start(v, k, rows), eps)
         if gap > 10*loose and at is not None: at = None; continue                  # once more from a cold start
         u = np.zeros(N); u[rows] = new.up - new.down

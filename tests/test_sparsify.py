@@ -125,8 +125,9 @@ def test_processes_do_not_matter():
 
 def salient(r): i = np.stack([r.i_and, r.i_or], -2)[..., 1:]; return np.abs(i) > .05*np.abs(i).max((-1, -2), keepdims=True)
 
-def test_salient_sets_of_real_tables_are_unique():
-    vs = REAL[8][::16]
+@pytest.mark.parametrize("n, every", [(8, 16), (10, 16), (12, 30)])
+def test_salient_sets_of_real_tables_are_unique(n, every):
+    vs = REAL[n][::every]
     sets = [salient(sparsify(vs)), salient(sparsify(vs.astype(np.float32))), salient(sparsify(vs[::-1]))[::-1]]
     for s in sets[1:]:
         assert ((s & sets[0]).sum((1, 2))/(s | sets[0]).sum((1, 2))).mean() >= .99
@@ -170,3 +171,6 @@ def test_fourteen_players():
     v = REAL[14][0]
     r = sparsify(v); check(v, r)
     assert r.converged
+
+def test_too_many_rows_are_refused_in_words():
+    with pytest.raises(ValueError, match="over 8,192 subsets .* give a larger kappa"): sparsify(np.random.default_rng(0).normal(size=2**14), kappa=0)
