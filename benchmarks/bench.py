@@ -52,15 +52,17 @@ def transform(report):
         def passes():
             w = v.clone()
             for _ in range(n): w.add_(1.)
-        def times(f): return clock(lambda: [f() for _ in range(many)], 5)[0]/many
+        def times(f): return clock(lambda: [f() for _ in range(many)], 20)[0]/many
         report["transform"][n] = {"seconds": times(lambda: and_interactions(v)), "plain_passes": times(passes)}
     import shapiq
-    w = np.random.default_rng(0).normal(size=2**12)
-    class Table(shapiq.Game):
-        def __init__(self): super().__init__(n_players=12, normalize=False)
-        def value_function(self, c): return w[(c @ (1 << np.arange(12))).astype(int)]
-    computer = shapiq.ExactComputer(n_players=12, game=Table())
-    report["transform"][12]["shapiq"] = clock(lambda: computer(index="Moebius", order=12))[0]
+    for n in (8, 10, 12, 14):
+        w, index = np.random.default_rng(n).normal(size=2**n), 1 << np.arange(n)
+        class Table(shapiq.Game):
+            def __init__(self): super().__init__(n_players=n, normalize=False)
+            def value_function(self, c): return w[(c @ index).astype(int)]
+        computer = shapiq.ExactComputer(n_players=n, game=Table())
+        report["transform"][n]["shapiq"] = clock(lambda: computer(index="Moebius", order=n))[0]
+        print(n, report["transform"][n], flush=True)
 
 
 def projection(report):
@@ -70,7 +72,8 @@ def projection(report):
         r = torch.randn(32, 2**n)
         P = _projection(n, 30., torch.device("cpu"), torch.float32)
         row = {"blocks": clock(lambda: P.back(P.plain, P.solve(P.into(P.plain, r))), 3)[0]/32}
-        if n <= 12: M = torch.randn(2**n, 2**n); row["dense"] = clock(lambda: r @ M, 3)[0]/32
+        M = torch.randn(2**n, 2**n)
+        row["dense"] = clock(lambda: r @ M, 3)[0]/32
         report["projection"][n] = row
 
 

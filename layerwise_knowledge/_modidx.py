@@ -82,6 +82,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'layerwise_knowledge/datasets.py')},
             'layerwise_knowledge.experiments': { 'layerwise_knowledge.experiments._load_sparse': ( 'experiments.html#_load_sparse',
                                                                                                    'layerwise_knowledge/experiments.py'),
+                                                 'layerwise_knowledge.experiments._rounded': ( 'experiments.html#_rounded',
+                                                                                               'layerwise_knowledge/experiments.py'),
                                                  'layerwise_knowledge.experiments._save_nc': ( 'experiments.html#_save_nc',
                                                                                                'layerwise_knowledge/experiments.py'),
                                                  'layerwise_knowledge.experiments._save_sparse': ( 'experiments.html#_save_sparse',

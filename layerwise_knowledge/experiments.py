@@ -271,7 +271,7 @@ def get_interactions(
     parts = path.with_suffix(".parts")
     def few(v):
         r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
-        i = metrics.interaction_table(r.i_and, r.i_or, v.layer.values, v.sample.values).astype("float32")
+        i = _rounded(metrics.interaction_table(r.i_and, r.i_or, v.layer.values, v.sample.values))
         certificate = {k: (("sample", "layer"), getattr(r, k)) for k in ("objective", "lower_bound", "gap", "kappa")}
         return xr.Dataset(dict(interaction=i, table=(("sample", "layer"), table_hashes(v)), **certificate))
     def make():
@@ -287,6 +287,12 @@ def get_interactions(
 
 # %% ../nbs/07_experiments.ipynb #add494ec
 _DIMS = ("sample", "layer", "kind", "subset")
+
+def _rounded(i):
+    "Interactions as float32, to a unit of 2**-24 of the largest of each table, or a little less"
+    largest = abs(i).max(["kind", "subset"])
+    unit = 2**np.floor(np.log2(largest.where(largest > 0, 1)) - 24)
+    return ((i/unit).round()*unit).astype("float32")
 
 def _save_sparse(found, path):
     flat = found.interaction.transpose(*_DIMS).values.ravel()

@@ -217,8 +217,8 @@ def layer_changes(
     a, b, key = bottom.subplots(1, 3, width_ratios=[1, 1, .28])
     _ratio_lines(a, q.completeness, orders, "completeness")
     _ratio_lines(b, q.redundancy, orders, "redundancy")
-    colours = _order_colours(orders)
-    key.axis("off"), key.legend(handles=[mpl.lines.Line2D([], [], color=colours[o], marker=MARKERS[k % len(MARKERS)], label=o) for k, o in enumerate(orders)],
+    colours, seen = _order_colours(orders), [o for o in orders if float((q["all"] + q.all_L).sel(order=o).sum()) > 0]
+    key.axis("off"), key.legend(handles=[mpl.lines.Line2D([], [], color=colours[o], marker=MARKERS[k % len(MARKERS)], label=o) for k, o in enumerate(orders) if o in seen],
                                 title="order $m$", loc="center left", ncols=1 + (len(orders) > 6))
     _note(bottom, _players(m), _samples([m]), left, "95 % bootstrap over samples; hollow: ratio defined in under half of them" if "sample" in m.dims else "")
     return fig
