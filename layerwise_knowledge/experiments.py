@@ -289,9 +289,9 @@ def get_interactions(
 _DIMS = ("sample", "layer", "kind", "subset")
 
 def _rounded(i):
-    "Interactions as float32, to a unit of 2**-24 of the largest of each table, or a little less"
+    "Interactions in float32, all of a table with the last digit of its largest"
     largest = abs(i).max(["kind", "subset"])
-    unit = 2**np.floor(np.log2(largest.where(largest > 0, 1)) - 24)
+    unit = 2**np.floor(np.log2(largest.where(largest > 0, 1)) - 23)
     return ((i/unit).round()*unit).astype("float32")
 
 def _save_sparse(found, path):

@@ -123,6 +123,21 @@ def test_what_is_shipped_needs_neither_data_nor_network(home, cache, monkeypatch
     assert all(torch.equal(p.owner, q.owner) for p, q in zip(again[3], players))
 
 
+def test_what_a_file_keeps_of_scores_and_interactions(cache):
+    s = ex.settings("smoke", "mnist", "mlp7")
+    out = ex.get_interactions(s, progress=False)
+    np.testing.assert_array_equal(out.v*2**12, (out.v*2**12).round())
+    r = ex.sparsify(out.v.values.astype(float), kappa=s["kappa"], tol=s["tol"])
+    i = ex.metrics.interaction_table(r.i_and, r.i_or, out.layer.values, out.sample.values)
+    largest = abs(i).max(["kind", "subset"])
+    ratio = float((abs(out.interaction - i)/largest).max())
+    assert ratio <= 2**-24, ratio*2**24
+    assert (out.interaction == 0).mean() > .1
+    assert (abs(out.delta).max("subset") <= out.kappa + 1e-4*largest).all()
+    flat = ex._rounded(0*i)
+    assert (flat == 0).all() and flat.dtype == "float32"
+
+
 def test_an_extraction_of_other_scores_is_refused(cache):
     s = ex.settings("smoke", "mnist", "mlp7")
     ex.get_interactions(s, progress=False)
