@@ -129,7 +129,7 @@ def strengths(
 ):  # figure
     "Fig. 2: all AND-OR strengths, sorted, with τ; and how many are salient, by order"
     tables = {k: _output(_values(i, f"networks[{k!r}]")) for k, i in _some(networks, "networks").items()}
-    fig, (ax, bx) = plt.subplots(1, 2, figsize=(PAGE, 2.3), width_ratios=[1.5, 1])
+    fig, (ax, bx) = plt.subplots(1, 2, figsize=(PAGE, 2.5), width_ratios=[1.5, 1])
     for k, (name, i) in enumerate(tables.items()):
         s, omega = _sorted_strengths(i), salient(i, threshold(i, fraction))
         b = bootstrap(omega.sum(["kind", "subset"]))
@@ -141,8 +141,8 @@ def strengths(
         bx.bar(at, by_order["mean"], width=width, color=CYCLE[k % 10], yerr=abs(by_order[["low", "high"]].to_array() - by_order["mean"]), error_kw=dict(lw=.6))
     ax.axhline(fraction, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
     ax.annotate(rf"$\tau = {fraction:g}\,\max|I|$", (1, fraction), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=COLOURS["tau"])
-    ax.set(yscale="log", ylim=(1e-5, 1.5), xlim=(0, 1.03 * max(z.get_xdata()[z.get_ydata() > 1e-5].max(initial=1) for z in ax.lines[:len(tables)])), xlabel="rank / number of samples", ylabel=r"$|I(S)|\,/\,\max|I|$", title=title)
-    ax.legend(title="salient a sample" + (f" (paper: {paper})" if paper else ""))
+    ax.set(yscale="log", ylim=(1e-5, 1.5), xlim=(0, 1.03 * max(z.get_xdata()[z.get_ydata() > 1e-5].max(initial=1) for z in ax.lines[:len(tables)])), xlabel="rank / number of samples", ylabel=r"$|I(S)|\,/\,\max|I|$")
+    fig.legend(loc="outside upper left", ncols=4, title=(f"{title}, " if title else "") + "salient a sample" + (f" (paper: {paper})" if paper else ""), alignment="left")
     bx.set(xlabel="order $m=|S|$", ylabel="salient a sample", xticks=by_order.order)
     _note(fig, f"n = {int(by_order.order.max())} players", _samples(tables.values()), "AND and OR together, intervals: 95 % bootstrap over samples")
     return fig
