@@ -6,11 +6,11 @@
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'CLAIMS', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES',
            'NOTE', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted', 'sets',
            'ready', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness', 'redundancy',
-           'salient_above', 'high_share', 'Claim', 'claim', 'within', 'names_of', 'curves', 'described',
-           'count_at_output', 'c1', 'strength_by_order', 'c2', 'hidden', 'deep', 'c3', 'rise_and_fall', 'c4', 'c5',
-           'late_minus_early', 'c6', 'pairs', 'c7', 'stabilities', 'c8', 'kappas', 'c9', 'noise_by_order',
-           'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result', 'judge', 'rows', 'as_text', 'as_html',
-           'sensitivity']
+           'salient_between', 'high_share', 'Claim', 'claim', 'within', 'names_of', 'curves', 'described',
+           'count_at_output', 'with_tau_drawn', 'c1', 'strength_by_order', 'c2', 'hidden', 'deep', 'c3',
+           'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs', 'c7', 'stabilities', 'c8', 'kappas', 'c9',
+           'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result', 'judge', 'rows',
+           'as_text', 'as_html', 'sensitivity']
 
 # %% ../nbs/report.ipynb #455402fd
 import html, math, textwrap, warnings
@@ -60,7 +60,7 @@ class Finding:
     def holds(self): return self.claimed[0] < self.low and self.high < self.claimed[1]
 
     @property
-    def open(self): return not self.holds and self.low < self.claimed[1] and self.high > self.claimed[0]       # partly inside: cannot tell
+    def open(self): return not self.holds and self.low <= self.claimed[1] and self.high >= self.claimed[0]     # partly inside, or on the edge: cannot tell
 
     @property
     def region(self):
@@ -84,10 +84,11 @@ def finding(
     claimed,        # region (least, most)
     decides=True,
     where=None,     # default: the table's name
+    ends=None,      # of the interval; default: bootstrap of the values
 ) -> Finding:
     "Mean and interval of a statistic, next to what is claimed"
     b = metrics.bootstrap(values)
-    return Finding(where or t.name, what, *(float(b[k]) for k in ("mean", "low", "high")), claimed, int(values.notnull().sum()), values.sizes["sample"],
+    return Finding(where or t.name, what, float(b["mean"]), *(ends or (float(b.low), float(b.high))), claimed, int(values.notnull().sum()), values.sizes["sample"],
                    NEEDED.get(t.dataset, ROWS), decides)
 
 # %% ../nbs/report.ipynb #b86e7156
@@ -102,17 +103,17 @@ def verdict(
     missing=(),          # names of tables that are not there
     few="not tested",    # the word when samples are too few
 ) -> tuple[str, str]:    # word, reason
-    "All hold: replicates; some, or not all parts: partly; none: does not. No verdict from too few samples"
+    "All hold: replicates; some, or not all parts: partly; none: does not, or undecided if all are open. No verdict from too few samples"
     deciding = [f for f in findings if f.decides]
     counted = [f for f in deciding if f.enough]
     needs = f"needs {listed(missing)}" if missing else ""
     if counted:
         yes, silent = sum(f.holds for f in counted), len(deciding) - len(counted)
         whole = {f.what for f in deciding} == {f.what for f in counted}                # every part of the claim was tested somewhere
-        word = "replicates" if yes == len(counted) and whole else "partly" if yes else "does not"
-        unsure = sum(f.open for f in counted)
+        unsure, beside = sum(f.open for f in counted), [f for f in findings if not f.decides and f.enough]
+        word = "replicates" if yes == len(counted) and whole else "partly" if yes else "undecided" if unsure == len(counted) else "does not"
         said = [f"{yes} of {len(counted)} tests hold" + " so far"*bool(missing), f"{unsure} open" if unsure else "",
-                f"{silent} on too few samples" if silent else "", needs]
+                f"{silent} on too few samples" if silent else "", f"beside it {sum(f.holds for f in beside)} of {len(beside)}" if beside else "", needs]
         return word, "; ".join(filter(None, said))
     if not deciding: return "not tested", needs or "nothing to measure in these tables"
     yes, short = sum(f.holds for f in deciding), [f for f in deciding if f.of < f.needed]
@@ -130,6 +131,7 @@ class Table:
     tau: float = .05
     per_sample: bool = False                # the strongest of each sample, not of all (footnote 7)
     literal: bool = False                   # Eq. 7 as printed
+    high: tuple = (1/2, 2/3, 1)             # orders m count as high for C2 and C6 above the first part of n, for C3 above the second; none above the third
     kinds: tuple = ("and", "or")
     noise: xr.Dataset = None                # experiments.get_noise
     pixels: tuple = None                    # x (sample, channel, row, column), owner of each pixel
@@ -212,13 +214,13 @@ def trend(
     y,           # (sample, along, ...); NaN is left out
     along,       # "order" or "layer"
 ) -> xr.DataArray:   # (sample)
-    "Spearman's rank correlation of the values with the position along an axis; NaN where all values are equal or at one position"
+    "Spearman's rank correlation of the values with the position along an axis; 0 where all values are equal, NaN where all are at one position"
     y, at = xr.broadcast(y, xr.DataArray(np.arange(y.sizes[along]), dims=along))
     y, at = (a.transpose("sample", ...).values.reshape(a.sizes["sample"], -1) for a in (y, at.transpose(*y.dims)))
     def rho(y, x):
         y, x = y[np.isfinite(y)], x[np.isfinite(y)]
-        if len(y) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0: return np.nan
-        return np.corrcoef(rankdata(x), rankdata(y))[0, 1]
+        if len(y) == 0 or np.ptp(x) == 0: return np.nan
+        return np.corrcoef(rankdata(x), rankdata(y))[0, 1] if np.ptp(y) else 0.
     return xr.DataArray([rho(*pair) for pair in zip(y, at)], dims="sample")
 
 def alike(i_a, omega_a, i_b, omega_b):
@@ -243,15 +245,15 @@ def redundancy(t):
     q = t.m[["forget", "all"]].sum(["kind", "order"])
     return (q.forget/q["all"]).where(q["all"] > 0)
 
-def salient_above(t, least, what="strength"):
-    "Salient strength (or what=`number`) in orders above least: (sample, layer)"
+def salient_between(t, least, most, what="strength"):
+    "Salient strength (or what=`number`) in the orders least*n < m <= most*n: (sample, layer)"
     x = t.omega.astype(float) if what == "number" else abs(t.i)*t.omega
-    return x.isel(subset=(x.order > least).values).sum(["kind", "subset"])
+    return x.isel(subset=((x.order > least*t.n) & (x.order <= most*t.n)).values).sum(["kind", "subset"])
 
 def high_share(t, what="strength"):
-    "The part of the salient strength (or number) in orders above n/2: (sample, layer)"
-    total = salient_above(t, 0, what)
-    return (salient_above(t, t.n/2, what)/total).where(total > 0)
+    "The part of the salient strength (or number) in high orders, m > n/2 unless t.high says otherwise: (sample, layer)"
+    total = salient_between(t, 0, 1, what)
+    return (salient_between(t, t.high[0], t.high[2], what)/total).where(total > 0)
 
 # %% ../nbs/report.ipynb #73782ac1
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ CLAIMS = {}
 IMAGES = [(d, n) for d in ("mnist", "cifar10") for n in ("mlp7", "vgg11", "resnet20")]                       # Figs. 2, 5, 9
 LAYERS = [("mnist", "resnet20"), ("cifar10", "resnet20"), ("cifar10", "mlp7"), ("cifar10", "vgg11")]         # Figs. 3, 7
 PAIRS = [("cifar10", n) for n in ("mlp7", "vgg11", "resnet20", "resnet32")]                                  # Figs. 4, 8
-TABLES = [("census", "mlp7"), ("bike", "mlp7")]                                                              # Fig. 10; bike for commercial
+TABLES = [("census", "mlp7"), ("commercial", "mlp7")]                                                        # Fig. 10
 
 def claim(key, text, needs, paper="–", few="not tested"):
     "Enter a function into CLAIMS"
@@ -329,20 +331,39 @@ def described(result):
 # %% ../nbs/report.ipynb #6295ddb8
 def count_at_output(t): return t.omega.isel(layer=-1, drop=True).sum(["kind", "subset"]).astype(float)
 
+def with_tau_drawn(
+    tables,        # of the same samples
+    draws=1000,
+) -> tuple:        # 2.5 % and 97.5 % quantile
+    "Interval of the mean count at the output over samples and tables, τ found anew in every draw of samples"
+    def of_draws(t, drawn):
+        strength = abs(t.i.isel(layer=-1)).where(t.i.order > 0, 0).stack(set=("kind", "subset")).values
+        strongest = abs(t.whole.isel(layer=-1)).where(t.i.order > 0, 0).max(["kind", "subset"]).values
+        tau = np.broadcast_to(t.tau*(strongest[:, None] if t.per_sample else strongest), (len(strength),)*2)   # (sample, which sample holds the strongest)
+        count = np.array([len(s) - np.searchsorted(s, z, "right") for s, z in zip(np.sort(strength), tau)])
+        holder = drawn[np.arange(draws), strongest[drawn].argmax(1)]
+        return count[drawn, holder[:, None]].mean(1)
+    samples = tables[0].i.sizes["sample"]
+    drawn = np.random.default_rng(0).integers(samples, size=(draws, samples))
+    return tuple(float(q) for q in np.quantile(np.mean([of_draws(t, drawn) for t in tables], 0), [.025, .975]))
+
 @claim("C1", "About 21.8 salient interactions a sample on MNIST, 45.6 on CIFAR-10", IMAGES, paper="21.8; 45.6")
 def c1(tables):
     "Salient interactions a sample at the output, mean over networks; within a factor of 1.5 of the paper's"
     out = []
     for d, p in ex.PAPER_COUNTS.items():
         counts = {t: count_at_output(t) for t, inside in within(tables, IMAGES) if inside and t.dataset == d}
-        out += [finding(t, c, "salient", (p/ABOUT, p*ABOUT), decides=False) for t, c in counts.items()]
+        out += [finding(t, c, "salient", (p/ABOUT, p*ABOUT), decides=False, ends=with_tau_drawn([t])) for t, c in counts.items()]
         if counts:
-            mean, where = xr.concat(counts.values(), "network", join="inner").mean("network"), f"{d}, mean of {len(counts)} network{'s'*(len(counts) > 1)}"
-            out.append(finding(next(iter(counts)), mean, "salient", (p/ABOUT, p*ABOUT), where=where))
+            mean, where = xr.concat(counts.values(), "network", join="exact").mean("network"), f"{d}, mean of {len(counts)} network{'s'*(len(counts) > 1)}"
+            out.append(finding(next(iter(counts)), mean, "salient", (p/ABOUT, p*ABOUT), where=where, ends=with_tau_drawn(list(counts))))
     return out
 
-# %% ../nbs/report.ipynb #6669419a
-def strength_by_order(t, layer=-1): return abs(t.i.isel(layer=layer, drop=True)).sum("kind").groupby("order").mean("subset").sel(order=slice(1, None))
+# %% ../nbs/report.ipynb #54d33fcd
+def strength_by_order(t, layer=-1):
+    "Mean strength of the sets of an order: (sample, order); NaN in a sample without any"
+    y = abs(t.i.isel(layer=layer, drop=True)).sum("kind").groupby("order").mean("subset").sel(order=slice(1, None))
+    return y.where(y.sum("order") > 0)
 
 @claim("C2", "Strength falls with order", IMAGES)
 def c2(tables):
@@ -362,9 +383,10 @@ def c3(tables):
     for t, inside in deep(tables, LAYERS):
         c = hidden(completeness(t))
         out.append(finding(t, trend(c, "layer"), "ρ with depth", ABOVE, inside))
-        out.append(finding(t, hidden(completeness(t, 2/3)).isel(layer=-1), "completeness, m > 2n/3", (-math.inf, MOST), inside))
+        highest = hidden(completeness(t, *t.high[1:]))
+        out.append(finding(t, highest.isel(layer=-1), "completeness, m > 2n/3", (-math.inf, MOST), inside))
         out.append(finding(t, trend(hidden(c), "layer"), "ρ without the last layer", ABOVE, False))
-        out.append(finding(t, (hidden(completeness(t, 0, 1/3)) - hidden(completeness(t, 2/3))).isel(layer=-1), "the same, m ≤ n/3 minus m > 2n/3", ABOVE, False))
+        out.append(finding(t, (hidden(completeness(t, 0, 1/3)) - highest).isel(layer=-1), "the same, m ≤ n/3 minus m > 2n/3", ABOVE, False))
     return out
 
 # %% ../nbs/report.ipynb #15e45a0f
@@ -412,7 +434,7 @@ def late_minus_early(y):
 def c6(tables):
     "Share of the salient strength in orders m > n/2, later half of the layers minus the earlier half; above 0"
     out = [finding(t, late_minus_early(high_share(t)), "late − early", ABOVE, inside) for t, inside in deep(tables, LAYERS)]
-    return out + [finding(t, late_minus_early(salient_above(t, t.n/2, "number")), "number, late − early", ABOVE, False) for t, _ in deep(tables, LAYERS)]
+    return out + [finding(t, late_minus_early(salient_between(t, t.high[0], t.high[2], "number")), "number, late − early", ABOVE, False) for t, _ in deep(tables, LAYERS)]
 
 # %% ../nbs/report.ipynb #481c3ccc
 def pairs(tables, dataset):
@@ -487,9 +509,9 @@ def c10(tables):
 @claim("C11", "Tables: target interactions learned early, little redundancy", TABLES)
 def c11(tables):
     "Completeness of the first probed layer, above 1/2; mean redundancy of the layers before the output, below 1/4"
-    these = [t for t in tables.values() if t.dataset in ("census", "commercial", "bike") and t.i.sizes["layer"] > 1]
-    return [f for t in these for f in (finding(t, completeness(t).isel(layer=0), "first layer", (MOST, math.inf)),
-                                       finding(t, hidden(redundancy(t)).mean("layer"), "redundancy", (-math.inf, LITTLE)))]
+    these = [(t, e in TABLES) for e, t in tables.items() if e in [*TABLES, ("bike", "mlp7")] and t.i.sizes["layer"] > 1]
+    return [f for t, inside in these for f in (finding(t, completeness(t).isel(layer=0), "first layer", (MOST, math.inf), inside),
+                                               finding(t, hidden(redundancy(t)).mean("layer"), "redundancy", (-math.inf, LITTLE), inside))]
 
 # %% ../nbs/report.ipynb #7ee5e2e4
 def by_distance(t):
@@ -534,6 +556,7 @@ def judge(
         out[c.key] = Result(c, findings, *verdict(findings, missing, c.few))
     return out
 
+# %% ../nbs/report.ipynb #ec5a8090
 def rows(results):
     "claim, statistic, ours, paper, verdict: the cells of the table, with line breaks"
     head = ["claim", "statistic", "does the test hold? ours: mean [95 %]", "paper", "verdict"]
@@ -570,6 +593,7 @@ ALTERNATIVES = {
     "Eq. 7 as printed": lambda t: t.read(literal=True),
     "AND alone": lambda t: t.read(kinds=("and",)),
     "OR alone": lambda t: t.read(kinds=("or",)),
+    "high: upper half shown": lambda t: t.read(high=((t.n - 4)/2/t.n, (t.n - 4)/2/t.n, (t.n - 4)/t.n)),
     "background masked": lambda t: t.variants.get("background=masked"),
     "predicted class": lambda t: t.variants.get("target=predicted"),
     "κ = 0.03": lambda t: t.variants.get("kappa=0.03"),
@@ -593,8 +617,8 @@ def sensitivity(
         before, after = base[tuple(other)], judge(other, claims, beside=False)
         def cell(k):
             (a, x), (b, y) = ((r.word, held(r)) for r in (before[k], after[k]))
-            if not x or not any(f.decides for f in after[k].findings): return "–"
-            if not y: return f"{a} {x} → {b}"
+            if not any(f.decides for f in after[k].findings) or not (x or y): return "–"
+            if not x or not y: return f"{a} {x}".strip() + f" → {b} {y}".rstrip()
             return x if (a, x) == (b, y) else f"{x} → {y}" if a == b else f"{a} {x} → {b} {y}"
         out[name] = {k: cell(k) for k in claims}
     return pd.DataFrame(out)
