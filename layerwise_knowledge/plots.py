@@ -18,7 +18,7 @@ from .metrics import merge_first_order, threshold, salient, bootstrap
 # %% ../nbs/08_plots.ipynb #769e7c74
 COLUMN, PAGE = 3.25, 6.75                                                                  # inches
 COLOURS = dict(forget="#E69F00", new="#0072B2", overlap="#BDBDBD", tau="#555555")          # Okabe & Ito: safe for the colour-blind
-CYCLE, MARKERS, DASHES = sns.color_palette("colorblind"), "osD^vPX*<>ph", ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (2, 1))]
+CYCLE, MARKERS, DASHES = sns.color_palette("colorblind"), "osD^v<>*pdhP", ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (2, 1))]
 _RC = {**sns.axes_style("ticks"), **sns.plotting_context("paper"), **{
     "font.family": "DejaVu Sans", "font.sans-serif": ["DejaVu Sans"], "mathtext.fontset": "dejavusans", "axes.unicode_minus": True,
     "font.size": 8, "axes.labelsize": 8, "axes.titlesize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.title_fontsize": 7,
