@@ -106,8 +106,9 @@ def _curve(ax, at, x, colour, marker, band=True, **style):
     "Mean over samples with its 95 % band, or whiskers where bands would cover each other; hollow where fewer than half of the samples count"
     b, at = _interval(x), np.asarray(at, float)
     few = (x.notnull().mean("sample") < .5).values if "sample" in x.dims else np.zeros(len(at), bool)
-    if band: ax.fill_between(at, b.low, b.high, color=colour, alpha=.15, lw=0)
-    else: ax.vlines(at, b.low, b.high, color=colour, lw=.7, alpha=np.where(few, .25, .7))   # faint where few samples speak
+    if band:
+        for where, alpha in ((at < np.inf, .05), (~few, .12)): ax.fill_between(at, b.low, b.high, where=where, color=colour, alpha=alpha, lw=0)   # faint where few samples speak
+    else: ax.vlines(at, b.low, b.high, color=colour, lw=.7, alpha=np.where(few, .25, .7))
     ax.plot(at, b["mean"], color=colour, lw=.5, alpha=.6, ls=style.get("ls", "-"))
     ax.plot(at, b["mean"].where(~few), color=colour, **style)
     for chosen, face in ((~few, colour), (few, "white")):
@@ -151,7 +152,7 @@ def strengths(
     ax.axhline(fraction, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
     ax.annotate(rf"$\tau = {fraction:g}\,\max|I|$", (1, fraction), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7, color=COLOURS["tau"])
     ax.set(yscale="log", ylim=(1e-5, 1.5), xlim=(0, 1.03 * max(z.get_xdata()[z.get_ydata() > 1e-5].max(initial=1) for z in ax.lines[:len(tables)])), xlabel="rank / number of samples", ylabel=r"$|I(S)|\,/\,\max|I|$")
-    fig.legend(loc="outside upper left", ncols=4, title=(f"{title}, " if title else "") + "salient a sample" + (f" (paper: {paper})" if paper else ""), alignment="left")
+    fig.legend(loc="outside upper left", ncols=4, columnspacing=1.2, handlelength=1.7, handletextpad=.5, title=(f"{title}, " if title else "") + "salient a sample" + (f" (paper: {paper})" if paper else ""), alignment="left")
     bx.set(xlabel="order $m=|S|$", ylabel="salient a sample", xticks=by_order.order)
     _note(fig, f"n = {int(by_order.order.max())} players", _samples(tables.values()), r"AND and OR together, intervals: 95 % bootstrap over samples, $\tau$ held fixed")
     return fig
