@@ -396,6 +396,7 @@ def _fates(ax, i, omega):
     ax.set_xticks(np.arange(len(both)), omega.layer.values)
     ax.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True)), ax.yaxis.set_major_formatter(lambda z, _: f"{abs(z):g}")
 
+# %% ../nbs/08_plots.ipynb #fa87b37f
 @_figure
 def interaction_map(
     image,          # the picture, (C, H, W) or (H, W)
