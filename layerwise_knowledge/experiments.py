@@ -7,7 +7,7 @@ __all__ = ['PAPER_COUNTS', 'STEPS', 'AFTER', 'project_folder', 'read_settings', 
            'probed_layers', 'determines', 'cache_folder', 'step_file', 'kept', 'get_data', 'get_network', 'get_probes',
            'get_samples', 'explained_class', 'get_scores', 'provenance', 'made_by', 'package_version',
            'get_interactions', 'table_hashes', 'split', 'belongs_together', 'run', 'get_noise', 'get_attributions',
-           'variants', 'everything', 'ship']
+           'variants', 'noise_settings', 'everything', 'ship']
 
 # %% ../nbs/07_experiments.ipynb #4fbce7a7
 import configparser, datetime, hashlib, json, os, platform, shutil
@@ -91,7 +91,7 @@ STEPS = {
     "network": ("source", "network", "seed", "epochs", "lr", "batch_size", "weight_decay", "augment", "bfloat16"),
     "probes": ("layers", "probe_lr", "probe_momentum", "probe_batch", "probe_epochs", "probe_half"),
     "scores": ("samples", "sample_seed", "players", "patch", "choice", "background", "target"),
-    "interactions": ("kappa", "tol"),
+    "interactions": ("kappa", "tol", "prefer"),
     "noise": ("tau", "noise", "draws", "noise_samples"),
     "attributions": ("attributed",),
 }
@@ -264,15 +264,16 @@ def package_version():
 def get_interactions(
     s: dict,         # settings
     progress=True,
-) -> xr.Dataset:     # interaction (sample, layer, kind, subset); v, gamma, delta (sample, layer, subset); objective, lower_bound, gap, kappa (sample, layer)
+) -> xr.Dataset:     # interaction (sample, layer, kind, subset); v, gamma, delta (sample, layer, subset); objective, lower_bound, gap, order_gap, kappa (sample, layer)
     "Step 4: certified sparse interactions, first orders not yet merged"
     v = get_scores(s, progress)
     path = step_file(s, "interactions", ".nc")
     parts = path.with_suffix(".parts")
     def few(v):
-        r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
+        r = sparsify(v.values.astype(np.float64), s["kappa"], s["tol"], s["prefer"])
         i = _rounded(metrics.interaction_table(r.i_and, r.i_or, v.layer.values, v.sample.values))
-        certificate = {k: (("sample", "layer"), getattr(r, k)) for k in ("objective", "lower_bound", "gap", "kappa")}
+        names = "objective", "lower_bound", "gap", "order_gap", "kappa"
+        certificate = {k: (("sample", "layer"), getattr(r, k)) for k in names}
         return xr.Dataset(dict(interaction=i, table=(("sample", "layer"), table_hashes(v)), **certificate))
     def make():
         bar = tqdm(range(0, len(v), 5), desc=f"extractions {s['dataset']}/{s['network']}", unit=" x 5 samples", disable=not progress)
@@ -329,7 +330,8 @@ def belongs_together(
     "Is this file what its scores give? Extracts one table again, the one with the largest effect, and compares"
     effect = abs(out.v.isel(subset=-1) - out.v.isel(subset=0))
     at = effect.argmax(["sample", "layer"])
-    one, r = out.isel(at), sparsify(out.v.isel(at).values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
+    table = out.v.isel(at).values.astype(np.float64)
+    one, r = out.isel(at), sparsify(table, s["kappa"], s["tol"], s["prefer"])
     error = max(np.abs(one.interaction.sel(kind=k).values - i).max() for k, i in (("and", r.i_and), ("or", r.i_or)))
     return bool(error <= 1e-3 * abs(one.interaction[:, 1:]).max())
 
@@ -361,7 +363,7 @@ def get_noise(
         def one(k):
             noisy = x[k] + s["noise"]*torch.randn(s["draws"], *x[k].shape, generator=torch.Generator().manual_seed(int(index[k])))
             v = scores.score_table(model, noisy, target[[k]].expand(len(noisy)), players[k], layers, probes, baseline, progress=False)
-            r = sparsify(v.values.astype(np.float64), kappa=s["kappa"], tol=s["tol"])
+            r = sparsify(v.values.astype(np.float64), s["kappa"], s["tol"], s["prefer"])
             i = metrics.merge_first_order(metrics.interaction_table(r.i_and, r.i_or, layers)).rename(sample="draw")
             moments = xr.Dataset(dict(mean=i.mean("draw"), std=i.std("draw"))).where(omega.reset_coords(drop=True).sel(layer=layers).isel(sample=k, drop=True))
             return moments.astype("float32").assign(gap=(("layer", "draw"), r.gap.T)).expand_dims(sample=[int(index[k])])
@@ -404,21 +406,33 @@ def variants(
     "The experiment itself, then the same with some settings changed"
     return [s] + [settings(s["profile"], s["dataset"], s["network"], **v) for v in s["variants"]]
 
+def noise_settings(
+    s: dict,     # settings
+) -> dict:       # settings
+    "These; or the same with prefer='even', the rule before 0.2, where noise was drawn under that alone"
+    even = s | {"prefer": "even"}
+    there = [step_file(one, "noise", ".nc").exists() for one in (s, even)]
+    return even if s["prefer"] == "low" and there == [False, True] else s
+
 def everything(
     s: dict,         # settings
     progress=True,
 ):
     "All steps of an experiment and of its variants"
-    for one in variants(s): get_interactions(one, progress)
-    if s["attributed"]: get_attributions(s, progress)
-    if s["noise_samples"]: get_noise(s, progress)
+    for one in variants(s):
+        get_interactions(one, progress)
+    if s["attributed"]:
+        get_attributions(s, progress)
+    if s["noise_samples"]:
+        get_noise(noise_settings(s), progress)
 
 def ship(
     s: dict,      # settings
     most=2.5e6,   # bytes of weights
 ) -> list[Path]:  # the files, in data/results
     "Copy tables and extractions of an experiment and its variants, and its network if that is small, to data/results, where every clone finds them"
-    wanted = [(s, "network", ".safetensors"), (s, "probes", ".safetensors"), (s, "noise", ".nc"), (s, "attributions", ".nc")]
+    wanted = [(s, "network", ".safetensors"), (s, "probes", ".safetensors"), (s, "attributions", ".nc"),
+              (noise_settings(s), "noise", ".nc")]
     wanted += [(one, step, ".nc") for one in variants(s) for step in ("scores", "interactions")]
     folder, out = project_folder()/"data"/"results", []
     for path in dict.fromkeys(step_file(*w) for w in wanted):

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'CLAIMS', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES',
-           'NOTE', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted', 'sets',
+           'NOTE', 'ENDS', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted', 'sets',
            'ready', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness', 'redundancy',
            'salient_between', 'high_share', 'Claim', 'claim', 'within', 'names_of', 'curves', 'described',
            'count_at_output', 'with_tau_drawn', 'c1', 'strength_by_order', 'c2', 'hidden', 'deep', 'c3',
-           'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs', 'c7', 'stabilities', 'c8', 'kappas', 'c9',
-           'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result', 'judge', 'rows',
-           'as_text', 'as_html', 'sensitivity']
+           'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs', 'c7', 'without_noise', 'stabilities', 'c8',
+           'kappas', 'c9', 'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result',
+           'other_end', 'judge', 'rows', 'as_text', 'as_html', 'optima', 'mean_order', 'salient_number', 'plot_optima',
+           'sensitivity']
 
 # %% ../nbs/report.ipynb #455402fd
-import html, math, textwrap, warnings
+import html, json, math, textwrap, warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -183,13 +184,14 @@ def planted(
 
 def sets(m, n=6): return [S for S in range(2**n) if S.bit_count() == m]
 
-# %% ../nbs/report.ipynb #584bec91
 def ready(s): return all(ex.step_file(s, step, ".nc").exists() for step in ("scores", "interactions"))
 
 def read_table(s, **more):
     "The table of one experiment, from its files"
     out = ex.get_interactions(s, progress=False)
-    noise = ex.get_noise(s, progress=False) if s["noise_samples"] and ex.step_file(s, "noise", ".nc").exists() else None
+    noisy = ex.noise_settings(s)
+    there = s["noise_samples"] and ex.step_file(noisy, "noise", ".nc").exists()
+    noise = ex.get_noise(noisy, progress=False) if there else None
     _, x, _, players = ex.get_samples(s)
     pixels = (x, torch.stack([p.owner for p in players])) if x.ndim == 4 else None
     return Table(out.interaction, s["dataset"], s["network"], v=out.v, noise=noise, pixels=pixels, out=out, settings=s, **more)
@@ -458,16 +460,22 @@ def c7(tables):
     return out
 
 # %% ../nbs/report.ipynb #285b66cf
+def without_noise(t):
+    "The table whose salient sets the noise followed: its variant where noise was drawn under the rule before"
+    rule = json.loads(t.noise.attrs.get("settings", "{}")).get("prefer")
+    return t if not t.settings or rule in (None, t.settings["prefer"]) else t.variants[f"prefer={rule}"]
+
 def stabilities(t):
     "Stability of every sample that has noise draws: (sample, layer, kind, order)"
-    omega = t.omega.sel(layer=t.noise.layer.values).sel(sample=t.noise.sample.values)
+    omega = without_noise(t).omega.sel(layer=t.noise.layer.values).sel(sample=t.noise.sample.values)
     return metrics.stability_from_moments(t.noise["mean"], t.noise["std"], omega, per_sample=True)
 
 @claim("C8", "Stability falls with order", [f"{'/'.join(e)} noise" for e in IMAGES], few="partly tested")
 def c8(tables):
     "Rank correlation of stability (Eq. 10) with order, at the layer of Section 3.3 and at the output; below 0"
     noisy = [(t, inside) for t, inside in within(tables, IMAGES) if t.noise is not None]
-    return [finding(t, trend(y, "order"), "ρ", BELOW, inside, f"{t.name} {l}") for t, inside in noisy
+    def name(t, layer): return f"{t.name} {layer}" + " (even)"*(without_noise(t) is not t)
+    return [finding(t, trend(y, "order"), "ρ", BELOW, inside, name(t, l)) for t, inside in noisy
             for l, y in ((str(l), stabilities(t).sel(layer=l)) for l in t.noise.layer.values)]
 
 # %% ../nbs/report.ipynb #51e17fb2
@@ -540,23 +548,36 @@ class Result:
     findings: list
     word: str       # the verdict
     reason: str
+    other: str = "" # the verdict at the other end of the optima, where that can be had
+
+    @property
+    def decided(self): return self.other in ("", self.word)
+
+def other_end(
+    tables,              # from load
+    claims=None,
+) -> dict:               # key -> verdict; empty if a table lacks the other end
+    "The verdicts with the highest orders that Eq. 5 allows instead of the lowest"
+    high = {e: t.variants["prefer=high"] for e, t in tables.items() if "prefer=high" in t.variants}
+    words = judge(high, claims, beside=False) if high and len(high) == len(tables) else {}
+    return {k: r.word for k, r in words.items() if any(f.decides for f in r.findings)}
 
 def judge(
     tables,              # from load
     claims=None,         # keys; default: all
     beside=True,         # also the tests that are shown beside a claim and do not decide
 ) -> dict:               # key -> Result
-    "Every claim's tests on these tables, and the verdict"
+    "Every claim's tests on these tables, and the verdict; with `beside` also whether the other end agrees"
+    other = other_end(tables, claims) if beside else {}
     out, have = {}, set(names_of(tables))
     for c in (CLAIMS[k] for k in claims or CLAIMS):
         there = lambda n: any(h == n or n == f"{h.split('/')[0]}/any network" for h in have)
         missing = [n for n in c.needs if not there(n)]
         named = {n.split(" ")[0] for n in c.needs}
         findings = c.find(tables if beside else {e: t for e, t in tables.items() if t.name in named})
-        out[c.key] = Result(c, findings, *verdict(findings, missing, c.few))
+        out[c.key] = Result(c, findings, *verdict(findings, missing, c.few), other.get(c.key, ""))
     return out
 
-# %% ../nbs/report.ipynb #ec5a8090
 def rows(results):
     "claim, statistic, ours, paper, verdict: the cells of the table, with line breaks"
     head = ["claim", "statistic", "does the test hold? ours: mean [95 %]", "paper", "verdict"]
@@ -564,7 +585,9 @@ def rows(results):
     for r in results.values():
         shown = r.findings if r.claim.key == "C1" else [f for f in r.findings if f.decides] or r.findings
         ours = [f"{f.mark + '*'*(not f.decides):<6} {f}" for f in shown]
-        body.append([f"{r.claim.key} {r.claim.text}", r.claim.statistic, "\n".join(ours) or "–", r.claim.paper, f"{r.word}\n{r.reason}"])
+        ends = "" if not r.other else "\nso at both ends" if r.decided else f"\nEq. 5 does not decide: {r.other} with high"
+        body.append([f"{r.claim.key} {r.claim.text}", r.claim.statistic, "\n".join(ours) or "–", r.claim.paper,
+                     f"{r.word}\n{r.reason}{ends}"])
     return head, body
 
 def as_text(results, widths=(24, 28, 58, 10, 21)):
@@ -578,7 +601,7 @@ def as_text(results, widths=(24, 28, 58, 10, 21)):
     return "\n".join([*lines(head), rule, *(line for cells in body for line in [*lines(cells), rule]), NOTE])
 
 NOTE = ("yes: the whole interval lies where the claim puts it; no: it lies elsewhere; open: partly there; in brackets: from fewer samples than the paper's;\n"
-        "few: defined for under half of the samples; *: shown, does not decide")
+        "few: defined for under half of the samples; *: shown, does not decide; both ends: with the lowest and with the highest orders among the optima of Eq. 5")
 
 def as_html(results):
     "The table for a notebook"
@@ -586,6 +609,48 @@ def as_html(results):
     text = pd.DataFrame([[html.escape(c).replace("\n", "<br>") for c in cells] for cells in body], columns=head)
     table = text.to_html(escape=False, index=False, border=0, justify="left")
     return table.replace("<td>", '<td style="text-align: left; vertical-align: top">') + f"<p>{html.escape(NOTE)}</p>"
+
+# %% ../nbs/report.ipynb #0e5a0002
+ENDS = {"low": "#009E73", "even": "#999999", "high": "#CC79A7"}      # which optimum -> colour
+
+def optima(t):
+    "The table itself and its variants at the other optima: name -> Table, in the order of ENDS"
+    own = (t.settings or {}).get("prefer", "low")
+    there = {own: t} | {k.split("=")[1]: v for k, v in t.variants.items() if k.startswith("prefer=")}
+    return {k: there[k] for k in ENDS if k in there}
+
+def mean_order(t):
+    "Mean of |S| over all interactions, weighted by their strength: (sample, layer)"
+    strength = abs(t.i).where(t.i.order > 0, 0)
+    total = strength.sum(["kind", "subset"])
+    return (strength*t.i.order).sum(["kind", "subset"])/total.where(total > 0)
+
+def salient_number(t): return t.omega.sum(["kind", "subset"]).astype(float)
+
+def plot_optima(tables):
+    "Mean order and number of salient interactions by layer, at every optimum; None without tables"
+    tables = [t for t in tables.values() if len(optima(t)) > 1]
+    if not tables: return None
+    with plt.rc_context(plots._RC):
+        fig, axs = plt.subplots(2, len(tables), figsize=(7.4, 3.1), sharey="row", squeeze=False, layout="constrained")
+        for column, t in zip(axs.T, tables):
+            for ax, f in zip(column, (mean_order, salient_number)):
+                lines = {k: f(o).mean("sample") for k, o in optima(t).items()}
+                at = np.arange(t.i.sizes["layer"])
+                if {"low", "high"} <= lines.keys():
+                    ax.fill_between(at, lines["low"], lines["high"], color="0.92", lw=0)
+                for k, y in lines.items():
+                    ax.plot(at, y, color=ENDS[k], marker="o", ms=2, lw=1, label=k)
+                ax.set_xticks([0, at[-1]], [])
+            column[0].set_title(f"{t.network}\n{t.dataset}, {t.i.sizes['sample']}", fontsize=6.5)
+            column[1].set_xticks([0, at[-1]], ["first", "out"], fontsize=6)
+            column[1].set_yscale("log")
+        axs[0, 0].set_ylabel("mean order")
+        axs[1, 0].set_ylabel("salient per sample")
+        fig.supxlabel("probed layer", fontsize=7)
+        fig.legend(*axs[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=3, title="optimum of Eq. 5", title_fontsize=7)
+        plt.close(fig)
+    return fig
 
 # %% ../nbs/report.ipynb #ab52011e
 ALTERNATIVES = {
@@ -599,6 +664,8 @@ ALTERNATIVES = {
     "κ = 0.03": lambda t: t.variants.get("kappa=0.03"),
     "κ = 0.05": lambda t: t.variants.get("kappa=0.05"),
     "second network": lambda t: t.variants.get("seed=1"),
+    "highest orders": lambda t: t.variants.get("prefer=high"),
+    "smallest squares": lambda t: t.variants.get("prefer=even"),
 }
 
 def sensitivity(
