@@ -601,7 +601,8 @@ def as_text(results, widths=(24, 28, 58, 10, 21)):
     return "\n".join([*lines(head), rule, *(line for cells in body for line in [*lines(cells), rule]), NOTE])
 
 NOTE = ("yes: the whole interval lies where the claim puts it; no: it lies elsewhere; open: partly there; in brackets: from fewer samples than the paper's;\n"
-        "few: defined for under half of the samples; *: shown, does not decide; both ends: with the lowest and with the highest orders among the optima of Eq. 5")
+        "few: defined for under half of the samples; *: shown, does not decide;\n"
+        "both ends: with the lowest and with the highest orders among the optima of Eq. 5")
 
 def as_html(results):
     "The table for a notebook"

@@ -127,7 +127,7 @@ def test_what_a_file_keeps_of_scores_and_interactions(cache):
     s = ex.settings("smoke", "mnist", "mlp7")
     out = ex.get_interactions(s, progress=False)
     np.testing.assert_array_equal(out.v*2**12, (out.v*2**12).round())
-    r = ex.sparsify(out.v.values.astype(float), kappa=s["kappa"], tol=s["tol"])
+    r = ex.sparsify(out.v.values.astype(float), s["kappa"], s["tol"], s["prefer"])
     i = ex.metrics.interaction_table(r.i_and, r.i_or, out.layer.values, out.sample.values)
     largest = abs(i).max(["kind", "subset"])
     ratio = float((abs(out.interaction - i)/largest).max())
@@ -161,3 +161,16 @@ def test_noise_again_by_hand(cache):
     for name, one in (("mean", moments.mean("draw")), ("std", moments.std("draw"))):
         np.testing.assert_allclose(noisy[name].sel(layer="output").isel(sample=0).values, one.where(omega).values, atol=2e-3*abs(out.interaction).max().item())
     with pytest.raises(ValueError, match="draws no noise"): ex.get_noise(s | {"noise_samples": 0})
+
+
+def test_noise_of_the_rule_before_is_taken_where_no_other_was_drawn(cache):
+    low = ex.settings("smoke", "mnist", "mlp7")
+    even, high = low | {"prefer": "even"}, low | {"prefer": "high"}
+    file = lambda s: ex.step_file(s, "noise", ".nc")
+    assert len({file(s) for s in (low, even, high)}) == 3                     # which optimum determines the file
+    assert ex.noise_settings(low) == low                                     # nothing is there
+    cache.mkdir(parents=True)
+    file(even).touch()
+    assert ex.noise_settings(low) == even and ex.noise_settings(high) == high
+    file(low).touch()
+    assert ex.noise_settings(low) == low

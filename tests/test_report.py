@@ -317,3 +317,36 @@ def test_the_notebook_runs_on_what_is_shipped(tmp_path, root):
     "The profile paper, with whatever tables this clone has"
     text = cli.draw(root/"nbs"/"report.ipynb", profile="paper", folder=str(tmp_path)).read_text()
     assert f"profile paper, tau = 0.05: {len(R.load('paper'))} experiments" in text
+
+
+# ---------------------------------------------------------------- which of the optima
+def both_ends(low, high, **more):
+    return R.planted(low, variants={"prefer=high": R.planted(high, **more)}, **more)
+
+
+@pytest.mark.parametrize("other, decided, says", [
+    ({1: 3., 7: 1.}, True, "so at both ends"), ({1: 1., 7: 9., 11: 9.}, False, "Eq. 5 does not decide: does not with high")])
+def test_a_verdict_says_whether_the_other_end_agrees(other, decided, says):
+    falls = {S: 2.**-S.bit_count() for S in range(1, 64)}
+    rises = {S: 2.**S.bit_count() for S in range(1, 64)}
+    t = both_ends(dict(output=falls), dict(output=falls if decided else rises))
+    result = R.judge({("mnist", "mlp7"): t}, ["C2"])["C2"]
+    assert result.word == "replicates" and result.decided == decided
+    assert says in R.rows({"C2": result})[1][0][-1]
+
+
+def test_without_the_other_end_a_verdict_says_nothing_of_it():
+    t = R.planted(dict(output={1: 1., 3: .5}))
+    result = R.judge({("mnist", "mlp7"): t}, ["C2"])["C2"]
+    assert result.other == "" and result.decided and "both ends" not in R.rows({"C2": result})[1][0][-1]
+
+
+def test_mean_order_and_number_at_every_optimum():
+    t = both_ends(dict(output={1: 1., 2: 1., 12: 2.}), dict(output={3: 2., 15: 2.}))
+    low, high = R.optima(t).values()
+    np.testing.assert_allclose(R.mean_order(low), (1 + 1 + 2*2)/4)
+    np.testing.assert_allclose(R.mean_order(high), (2*2 + 2*4)/4)
+    np.testing.assert_allclose([R.salient_number(z).mean() for z in (low, high)], [3, 2])
+    fig = R.plot_optima({("mnist", "mlp7"): t})
+    assert [ax.get_ylabel() for ax in fig.axes] == ["mean order", "salient per sample"]
+    assert R.plot_optima({}) is None
