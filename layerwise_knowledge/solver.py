@@ -71,10 +71,10 @@ def mend(v, kappa, z):
     z[..., 0] = 0
     return z, delta
 
-# %% ../nbs/appendix/solver.ipynb #fd8c3995
+# %% ../nbs/appendix/solver.ipynb #e595206c
 @lru_cache(maxsize=None)
 def _schur(n):
-    "Bases of the spaces that relabelling cannot mix: {dimension: (copies, dimension, 2**n)}"
+    "Schur-Weyl basis of n players: {dimension: (copies, dimension, 2**n)}"
     spaces = {1: [np.ones((1, 1))]}
     absent, present = np.eye(2)
     for _ in range(n):
@@ -100,10 +100,10 @@ def _half_of_players(h):
               for d, b in spaces.items()]
     return basis, Z, blocks
 
-# %% ../nbs/appendix/solver.ipynb #fee371f8
+# %% ../nbs/appendix/solver.ipynb #0ed2dfc8
 class Projection:
-    "Solve (AAᵀ + w) u + c1 = r with Σu = 0, block by block, in the Schur basis of each half"
-    def __init__(self, n, w, device, dtype):
+    "Solve (AAᵀ + σ) u + c1 = r with Σu = 0, block by block, in the Schur basis of each half"
+    def __init__(self, n, sigma, device, dtype):
         def put(a): return torch.tensor(np.ascontiguousarray(a), device=device, dtype=dtype)
         halves = [_half_of_players(h) for h in _halves(2**n)]
         self.plain = [put(basis) for basis, _, _ in halves]               # into the basis: r,
@@ -113,7 +113,7 @@ class Projection:
         for copies1, d1, a1, b1, one1 in halves[0][2]:
             column = 0
             for copies2, d2, a2, b2, one2 in halves[1][2]:
-                H = np.linalg.inv(np.kron(a1, a2) + np.kron(b1, b2) + w*np.eye(d1*d2))
+                H = np.linalg.inv(np.kron(a1, a2) + np.kron(b1, b2) + sigma*np.eye(d1*d2))
                 if row == column == 0:                                    # where c lives
                     one = np.kron(one1, one2)
                     H = H - np.outer(H @ one, H @ one)/(one @ H @ one)
@@ -138,12 +138,18 @@ class Projection:
 
 projection = lru_cache(maxsize=4)(Projection)
 
-# %% ../nbs/appendix/solver.ipynb #c5916447
+# %% ../nbs/appendix/solver.ipynb #041d9809
 def douglas_rachford(
-    v, kappa, steps=100, t=.002, w=30., relax=1.6, dtype=torch.float32, watch=None
+    v, kappa,             # tables (B, 2**n) of range 1, and the bound of each
+    steps=100,
+    t=.002,               # length of a step for z, and
+    sigma=30.,            # how much longer it is for δ
+    relax=1.6,            # how far beyond the projection to go
+    dtype=torch.float32,
+    watch=None,           # called with step, z and u on the way
 ):
-    "z, δ and u after some steps, for a batch of tables (B, 2**n) of range 1"
-    P = projection(n_players(v), w, v.device, dtype)
+    "z, δ and u after some steps towards the least sum of squares: a guess, whatever the rule"
+    P = projection(n_players(v), sigma, v.device, dtype)
     v, k = v.to(dtype), kappa.to(dtype)[:, None]
     def shrink(a): return (a - a.clamp(-t, t))/(1 + t*1e-4)
     def beyond(new, old): return relax*new + (1 - relax)*old
@@ -153,7 +159,7 @@ def douglas_rachford(
         h = P.solve(P.into(P.plain, v - pd) - P.into(P.x, px) + P.into(P.y, py))   # project ...
         u = P.back(P.plain, h)
         ax, ay = beyond(px + P.back(P.x, h), x), beyond(py - P.back(P.y, h), y)
-        ad = beyond(pd + w*u, d)                                           # ... too far ...
+        ad = beyond(pd + sigma*u, d)                                           # ... too far ...
         x, y, d = shrink(ax + lx), shrink(ay + ly), (ad + ld).clamp(-k, k) # ... and shrink
         x[:, 0] = y[:, 0] = 0
         lx, ly, ld = lx + ax - x, ly + ay - y, ld + ad - d
@@ -213,38 +219,46 @@ def _inside(now):
     "Is this still an interior point, or have rounding errors pushed it out?"
     return now.slack < math.inf and min(now.room.min(), now.mirror.min()) > 0
 
-# %% ../nbs/appendix/solver.ipynb #ab6163a0
-class _Newton:
-    "Newton's equations at a point; `bad` if they could not be factorised"
-    def __init__(self, P, at, now, careful):
-        self.P, self.at, self.now, self.careful = P, at, now, careful
-        self.plus, self.minus = at.plus/now.room, at.minus/now.mirror
-        self.up, self.down = at.up/now.above, at.down/now.below
-        self.give, self.E = self.plus + self.minus, 1/(self.up + self.down)
-        self.damp = 1/(1 + P.ridge*self.give)
-        self.D = self.give*self.damp
-        G = _gram(self.D, P.both, P.none)
+# %% ../nbs/appendix/solver.ipynb #2b01996f
+class _Matrix:
+    "A diag(D) Aᵀ + diag(E) on the rows of a program, factorised; `bad` if that broke down"
+    def __init__(self, P, D, E, careful):
+        self.P, self.D, self.E, self.careful = P, D, E, careful
+        G = _gram(D, P.both, P.none)
         diagonal = G.reshape(-1)[::len(P.rows) + 1]
-        diagonal += self.E + 1e-13*careful*diagonal
+        diagonal += E + 1e-13*careful*diagonal
         self.L, self.bad = dpotrf(G.T, lower=0, clean=0, overwrite_a=1)
 
-    def _times(self, s):
+    def times(self, s):
         "The true matrix times each column of s"
         P = self.P
         full = np.stack([_on_all(c, P.rows, len(P.v)) for c in s.T])
         return explain(self.D*price(full))[:, P.rows].T + self.E[:, None]*s
 
-    def _invert(self, right):
+    def invert(self, right):
+        "The solution for each column, refined where we are careful"
         s, _ = dpotrs(self.L, right, lower=0)
         for _ in range(3*self.careful):
-            s = s + dpotrs(self.L, right - self._times(s), lower=0)[0]
+            s = s + dpotrs(self.L, right - self.times(s), lower=0)[0]
         return s
+
+# %% ../nbs/appendix/solver.ipynb #2a692bf1
+class _Newton:
+    "Newton's equations at a point; `bad` if they could not be factorised"
+    def __init__(self, P, at, now, careful):
+        self.P, self.at, self.now = P, at, now
+        self.plus, self.minus = at.plus/now.room, at.minus/now.mirror
+        self.up, self.down = at.up/now.above, at.down/now.below
+        self.give, self.E = self.plus + self.minus, 1/(self.up + self.down)
+        self.damp = 1/(1 + P.ridge*self.give)
+        self.matrix = _Matrix(P, self.give*self.damp, self.E, careful)
+        self.bad = self.matrix.bad
 
     def solve(self, columns, rows, miss):
         "Changes of z, of its price, of u, δ, Aᵀu and c, given what the products should become"
         P = self.P
         right = miss - explain(columns*self.damp)[P.rows] + rows*self.E
-        s = self._invert(np.stack([right, np.ones(len(P.rows))], 1))
+        s = self.matrix.invert(np.stack([right, np.ones(len(P.rows))], 1))
         dc = (s[:, 0].sum() + self.at.u.sum())/s[:, 1].sum()              # keeps Σu = 0
         du = s[:, 0] - dc*s[:, 1]
         da = price(_on_all(du, P.rows, len(P.v)))
@@ -309,9 +323,9 @@ def _interior_point(P, at, tol, most=60, keep=.05):
             careful, at = True, good[0]
     return good, kept
 
-# %% ../nbs/appendix/solver.ipynb #dda8b157
+# %% ../nbs/appendix/solver.ipynb #4f3065b8
 _FLOOR = 1e-9   # a smaller κ, relative to the range, is solved as this one; what is left is mended
-_MOST = 2**13   # rows: their matrix takes 2 GB and its factorisation seconds
+_MOST = 2**13   # rows: matrix and look-up tables take 1.6 GB, a factorisation seconds
 
 def _grow(at, rows, more, k):
     "The same point on more rows: δ = 0 and equal multipliers there, so that u does not change"
@@ -328,12 +342,12 @@ def _program_of(v, k, inside, rule):
     "The program on the rows inside, unless they are too many"
     rows, n = np.flatnonzero(inside), n_players(v)
     if len(rows) > _MOST:
-        raise ValueError(f"with κ = {k:.1e} of its range, a table of {n} players has over {_MOST:,} "
-                         "subsets whose noise is on the bound, too many to solve for; give a larger "
-                         "kappa, for instance ('robust', 0.04), or fewer players")
+        raise ValueError(f"with κ = {k:.1e} of its range, a table of {n} players has over "
+                         f"{_MOST:,} subsets whose noise may be on its bound, too many to solve; "
+                         "give a larger kappa, for instance ('robust', 0.04), or fewer players")
     return _program(v, k, rows, rule)
 
-def _worst_rows(excess, at, P):
+def _worst_rows(excess, P):
     "Which rows to add: none if all hold, else the worst, those close to the box among them"
     if excess.max() <= 2e-7:
         return np.array([], int)
@@ -361,7 +375,7 @@ def _optimum(v, k, inside, rule, watch=None, loose=.1, tight=1e-9, most=40):
             tol = max(tol/100, tight)
         if worst > 1 and trial < 3 and not many:
             inside[P.rows[np.abs(new.delta) < .8*k]] = False        # early on, forget idle rows
-        add = _worst_rows(excess, new, P)
+        add = _worst_rows(excess, P)
         inside[add] = True
         go_on = kept if len(add) else new
         at = _grow(go_on, P.rows, np.flatnonzero(inside), k) if worst < 1 or many else None

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from .interactions import _table, n_players, orders
-from .solver import Rule, douglas_rachford, lower_bound, mend, solve, zeta
+from .solver import Rule, douglas_rachford, mend, solve, zeta
 
 # %% ../nbs/01_sparsify.ipynb #d81c6b73
 _EPSILON = 1e-4   # what one more player in a coalition costs, beside 1 for the coalition
@@ -62,19 +62,19 @@ def _kappa(rule, v):
     except (TypeError, ValueError):
         share = np.array([math.nan])
     sound = (np.isfinite(share) & (share >= 0)).all()
-    if name not in scales or share.size not in (1, len(v)) or not sound:
+    if not isinstance(name, str) or name not in scales or share.size not in (1, len(v)) or not sound:
         raise ValueError("kappa must be a number >= 0, or ('relative' | 'robust' | 'absolute', "
                          f"number or one number per table); got {rule!r}")
     return share*scales[name]
 
-# %% ../nbs/01_sparsify.ipynb #8ccc2f22
+# %% ../nbs/01_sparsify.ipynb #c516dfda
 @dataclass(repr=False)
 class Sparsified:
-    "What `sparsify` returns; the first four are (..., 2**n), the rest (...) and always float64"
+    "What `sparsify` returns; the first four are (..., 2**n), the rest (...), float64 or bool"
     i_and: object        # I_and(S), v(x_∅) - δ_∅ at the empty set
     i_or: object         # I_or(S), 0 at the empty set
     gamma: object        # the split: v_and = (v - δ)/2 + γ, v_or = (v - δ)/2 - γ
-    delta: object        # the noise, |δ| <= κ
+    delta: object        # the noise, |δ| <= κ (in float32 up to its rounding)
     objective: object    # Σ|I_and| + |I_or| over nonempty sets
     lower_bound: object  # no choice of γ and δ can get below this
     gap: object          # (objective - lower_bound)/objective
@@ -84,10 +84,10 @@ class Sparsified:
 
     def __repr__(self):
         def flat(x): return np.ravel(torch.as_tensor(x).cpu().numpy())
-        gap, order_gap = flat(self.gap), np.nan_to_num(flat(self.order_gap))
+        gap, order_gap = flat(self.gap), flat(self.order_gap)
+        order = "" if np.isnan(order_gap).any() else f", largest order gap {order_gap.max(initial=0):.1e}"
         return (f"Sparsified: {len(gap)} table(s) of {n_players(self.i_and)} players, largest gap "
-                f"{gap.max(initial=0):.1e}, largest order gap {order_gap.max(initial=0):.1e}, "
-                f"{int(flat(self.converged).sum())} converged")
+                f"{gap.max(initial=0):.1e}{order}, {int(flat(self.converged).sum())} converged")
 
 # %% ../nbs/01_sparsify.ipynb #5bc69fec
 @contextmanager
@@ -130,6 +130,14 @@ def _solve_all(v, k, rule, device, progress):
                 bar.update()
     return z, *low
 
+# %% ../nbs/01_sparsify.ipynb #967bc3f7
+def _single_as_and(z):
+    "The OR of every single player added to its AND"
+    single = orders(n_players(z)).numpy() == 1
+    z[:, 0, single] += z[:, 1, single]
+    z[:, 1, single] = 0
+    return z
+
 # %% ../nbs/01_sparsify.ipynb #f6de9c56
 def sparsify(
     v,               # scores v(x_T), (..., 2**n) tensor or array; half precision gives float32
@@ -144,20 +152,21 @@ def sparsify(
     The same in any batch. ValueError for tables that are not finite or not 2**n long, and for
     wrong `kappa`, `tol` or `prefer`."""
     t = _table(v if isinstance(v, torch.Tensor) else np.array(v))
-    if not tol > 0:
+    if not isinstance(tol, (int, float)) or not tol > 0:
         raise ValueError("tol must be a positive number, the largest gap that counts as "
                          f"converged; got {tol!r}")
     rule = _rule(prefer, n_players(t))
     a = t.detach().double().reshape(-1, t.shape[-1]).cpu().numpy()
     k, base, unit = _kappa(kappa, a), a.min(1, keepdims=True), np.ptp(a, axis=1)
+    if not np.isfinite(unit).all():
+        raise ValueError(f"a table runs from {a.min():.1e} to {a.max():.1e}, too far for float64; "
+                         "scale it down")
     unit = np.where(unit > 0, unit, 1)
-    scaled, bound = (a - base)/unit[:, None], k/unit
-    z, low, low_cost = _solve_all(scaled, bound, rule, t.device, progress)
+    scaled, kappas = (a - base)/unit[:, None], k/unit
+    z, low, low_cost = _solve_all(scaled, kappas, rule, t.device, progress)
     if prefer != "even":                          # AND and OR of a single player are the same
-        single = orders(n_players(t)).numpy() == 1
-        z[:, 0, single] += z[:, 1, single]
-        z[:, 1, single] = 0
-    z, delta = mend(scaled, bound, z)
+        z = _single_as_and(z)
+    z, delta = mend(scaled, kappas, z)
     certificate = _certificate(z, low, low_cost, prefer)
     return _result(v, t, a, z, delta, unit, certificate, k, tol)
 
@@ -183,9 +192,9 @@ def _result(v, t, a, z, delta, unit, certificate, k, tol):
     dtype = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
     def tensor(x): return torch.from_numpy(np.ascontiguousarray(x)).to(t.device)
     def full(x): return tensor(x).to(dtype).reshape(t.shape)
-    def single(x): return tensor(x).reshape(t.shape[:-1])
+    def value(x): return tensor(x).reshape(t.shape[:-1])
     out = Sparsified(*map(full, (i_and, i_or, gamma, delta)),
-                     *map(single, (objective*unit, low*unit, gap, order_gap, gap <= tol, k)))
+                     *map(value, (objective*unit, low*unit, gap, order_gap, gap <= tol, k)))
     if not isinstance(v, torch.Tensor):
         for f in fields(out):
             setattr(out, f.name, getattr(out, f.name).numpy())
