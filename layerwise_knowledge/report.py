@@ -635,17 +635,20 @@ def plot_optima(tables):
     with plt.rc_context(plots._RC):
         fig, axs = plt.subplots(2, len(tables), figsize=(7.4, 3.1), sharey="row", squeeze=False, layout="constrained")
         for column, t in zip(axs.T, tables):
+            at = np.arange(t.i.sizes["layer"])
             for ax, f in zip(column, (mean_order, salient_number)):
                 lines = {k: f(o).mean("sample") for k, o in optima(t).items()}
-                at = np.arange(t.i.sizes["layer"])
-                if {"low", "high"} <= lines.keys():
+                if f is mean_order and {"low", "high"} <= lines.keys():       # bounds, the count has none
                     ax.fill_between(at, lines["low"], lines["high"], color="0.92", lw=0)
                 for k, y in lines.items():
                     ax.plot(at, y, color=ENDS[k], marker="o", ms=2, lw=1, label=k)
                 ax.set_xticks([0, at[-1]], [])
-            column[0].set_title(f"{t.network}\n{t.dataset}, {t.i.sizes['sample']}", fontsize=6.5)
+            names = (plots.PRINTED.get(k, k) for k in (t.network, t.dataset))
+            column[0].set_title("\n".join([*names, f"{t.i.sizes['sample']} samples"]), fontsize=6.5)
             column[1].set_xticks([0, at[-1]], ["first", "out"], fontsize=6)
             column[1].set_yscale("log")
+            column[1].set_yticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+            column[1].minorticks_off()
         axs[0, 0].set_ylabel("mean order")
         axs[1, 0].set_ylabel("salient per sample")
         fig.supxlabel("probed layer", fontsize=7)
