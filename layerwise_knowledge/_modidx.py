@@ -649,6 +649,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'layerwise_knowledge/sparsify.py'),
                                               'layerwise_knowledge.sparsify._solve_side_by_side': ( 'sparsify.html#_solve_side_by_side',
                                                                                                     'layerwise_knowledge/sparsify.py'),
+                                              'layerwise_knowledge.sparsify._unit': ( 'sparsify.html#_unit',
+                                                                                      'layerwise_knowledge/sparsify.py'),
                                               'layerwise_knowledge.sparsify._warn': ( 'sparsify.html#_warn',
                                                                                       'layerwise_knowledge/sparsify.py'),
                                               'layerwise_knowledge.sparsify.sparsify': ( 'sparsify.html#sparsify',

@@ -130,7 +130,16 @@ def _solve_all(v, k, rule, device, progress):
                 bar.update()
     return z, *low
 
-# %% ../nbs/01_sparsify.ipynb #967bc3f7
+# %% ../nbs/01_sparsify.ipynb #f05c3ca9
+def _unit(a):
+    "The range of every table, 1 for a constant"
+    with np.errstate(over="ignore"):
+        unit = np.ptp(a, axis=1)
+    if not np.isfinite(unit).all():
+        raise ValueError(f"a table runs from {a.min():.1e} to {a.max():.1e}, too far for float64; "
+                         "scale it down")
+    return np.where(unit > 0, unit, 1)
+
 def _single_as_and(z):
     "The OR of every single player added to its AND"
     single = orders(n_players(z)).numpy() == 1
@@ -157,11 +166,7 @@ def sparsify(
                          f"converged; got {tol!r}")
     rule = _rule(prefer, n_players(t))
     a = t.detach().double().reshape(-1, t.shape[-1]).cpu().numpy()
-    k, base, unit = _kappa(kappa, a), a.min(1, keepdims=True), np.ptp(a, axis=1)
-    if not np.isfinite(unit).all():
-        raise ValueError(f"a table runs from {a.min():.1e} to {a.max():.1e}, too far for float64; "
-                         "scale it down")
-    unit = np.where(unit > 0, unit, 1)
+    unit, k, base = _unit(a), _kappa(kappa, a), a.min(1, keepdims=True)
     scaled, kappas = (a - base)/unit[:, None], k/unit
     z, low, low_cost = _solve_all(scaled, kappas, rule, t.device, progress)
     if prefer != "even":                          # AND and OR of a single player are the same
