@@ -61,8 +61,8 @@ def _kappa(rule, v):
         share = np.asarray(value, dtype=float).ravel()
     except (TypeError, ValueError):
         share = np.array([math.nan])
-    sound = (np.isfinite(share) & (share >= 0)).all()
-    if not isinstance(name, str) or name not in scales or share.size not in (1, len(v)) or not sound:
+    sound = share.size in (1, len(v)) and (np.isfinite(share) & (share >= 0)).all()
+    if not isinstance(name, str) or name not in scales or not sound:
         raise ValueError("kappa must be a number >= 0, or ('relative' | 'robust' | 'absolute', "
                          f"number or one number per table); got {rule!r}")
     return share*scales[name]
@@ -85,9 +85,10 @@ class Sparsified:
     def __repr__(self):
         def flat(x): return np.ravel(torch.as_tensor(x).cpu().numpy())
         gap, order_gap = flat(self.gap), flat(self.order_gap)
-        order = "" if np.isnan(order_gap).any() else f", largest order gap {order_gap.max(initial=0):.1e}"
+        order = f", largest order gap {order_gap.max(initial=0):.1e}"
         return (f"Sparsified: {len(gap)} table(s) of {n_players(self.i_and)} players, largest gap "
-                f"{gap.max(initial=0):.1e}{order}, {int(flat(self.converged).sum())} converged")
+                f"{gap.max(initial=0):.1e}{order*(not np.isnan(order_gap).any())}, "
+                f"{int(flat(self.converged).sum())} converged")
 
 # %% ../nbs/01_sparsify.ipynb #5bc69fec
 @contextmanager
