@@ -53,7 +53,9 @@ def draw(
     out.parent.mkdir(parents=True, exist_ok=True)
     try: papermill.execute_notebook(str(path), str(out), parameters=checked_parameters(path, parameters), cwd=str(path.parent), kernel_name="python3",
                                     progress_bar=False, log_output=False)
-    except papermill.PapermillExecutionError as e: raise RuntimeError(f"{path.stem} stopped with {e.ename}: {e.evalue}\nthe notebook up to there is kept in {out}") from None
+    except papermill.PapermillExecutionError as e:
+        raise RuntimeError(f"{path.stem} stopped with {e.ename}: {e.evalue}\n"
+                           f"the notebook up to there is kept in {out}") from None
     return out
 
 # %% ../nbs/09_cli.ipynb #3cc60c98
@@ -119,6 +121,8 @@ def reproduce(args):
 # %% ../nbs/09_cli.ipynb #eab06d49
 def figures(args):
     "run the experiments and draw the figures"
+    if "profile" in dict(args.set or []):
+        raise ValueError("the profile is given as --profile NAME, not with --set")
     notebooks, parameters = chosen_figures(args.figures), dict(args.set or [], profile=args.profile)
     for path in notebooks.values(): checked_parameters(path, parameters)
     for d, n in ex.experiments(args.profile):
@@ -167,8 +171,17 @@ def main(
     try:
         args = parser().parse_args(argv)
         args.run(args)
-    except (ValueError, FileNotFoundError, RuntimeError) as e: print(f"lk: {e}", file=sys.stderr); return 2
-    except ModuleNotFoundError as e: print(f"lk: {e}; pip install 'layerwise-knowledge[notebooks]' brings it", file=sys.stderr); return 2
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141      # the reader has seen enough, as in `lk report | head`
-    except KeyboardInterrupt: print("\nlk: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr); return 130
-    return 0
+        return 0
+    except BrokenPipeError:      # the reader has seen enough, as in `lk report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ModuleNotFoundError as e:
+        print(f"lk: {e}; pip install 'layerwise-knowledge[notebooks]' brings it", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, RuntimeError) as e:
+        print(f"lk: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nlk: interrupted; what is finished is kept, the same command goes on from there",
+              file=sys.stderr)
+        return 130

@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'PROBED', 'SECTION33', 'Normalise', 'mlp7', 'vgg11', 'Block', 'resnet20', 'resnet32', 'create', 'build',
-           'one_cycle', 'augmented', 'accuracy', 'train', 'save_weights', 'read_metadata', 'load_weights', 'load_model']
+           'one_cycle', 'augmented', 'accuracy', 'train', 'save_weights', 'weights_sha256', 'load_weights',
+           'load_model']
 
 # %% ../nbs/06_models.ipynb #a1c6119e
-import hashlib, json, math, os, time
+import hashlib
+import io
+import math
+import time
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
+
+from .files import (content, load_story, load_tensors, save_tensors, sealed,
+                                       unsealed, write)
 
 # %% ../nbs/06_models.ipynb #466da7fb
 class Normalise(nn.Module):
@@ -208,26 +213,43 @@ def accuracy(
 def _check(model, x, y, augment):
     "Settings and labels that cannot work are refused before anything is computed"
     if augment not in (None, "crop", "crop+flip"): raise ValueError(f'augment is {augment!r}, wanted None, "crop" or "crop+flip"')
+    if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be whole numbers, one per sample; got {y.dtype} of shape "
+                         f"{tuple(y.shape)}; of one-hot labels take argmax(-1)")
     classes = model.eval()(x[:1].to(next(model.parameters()).device)).shape[-1]
-    if len(x) != len(y) or y.min() < 0 or y.max() >= classes:
-        raise ValueError(f"{len(y)} labels from {y.min()} to {y.max()} for {len(x)} inputs and {classes} classes; wanted one a sample, from 0 to {classes - 1}")
+    if len(x) != len(y) or not len(y) or y.min() < 0 or y.max() >= classes:
+        span = f" from {y.min()} to {y.max()}" if len(y) else ""
+        raise ValueError(f"{len(y)} labels{span} for {len(x)} inputs and {classes} classes; "
+                         f"wanted one a sample, from 0 to {classes - 1}")
+
+def _check_numbers(epochs, batch_size, lr):
+    "A recipe of nothing trains nothing"
+    for name, value in dict(epochs=epochs, batch_size=batch_size).items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
 
 def _recipe(model, x, y, **settings):
     "What determines a run, data included"
-    some = x[::max(1, len(x)//500)].contiguous().numpy().tobytes() + y.numpy().tobytes()
-    return settings | dict(model=hashlib.sha256(str(model).encode()).hexdigest()[:16], data=hashlib.sha256(some).hexdigest()[:16], samples=len(x))
+    kind = hashlib.sha256(str(model).encode()).hexdigest()[:16]
+    return settings | dict(model=kind, data=content(x, y)[:16], samples=len(x))
 
 def _save_checkpoint(path, **state):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    body = io.BytesIO()
+    torch.save(state, body)
+    write(path, sealed(body.getvalue()))
 
 def _load_checkpoint(path, recipe):
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"checkpoint {path} is damaged ({type(e).__name__}); delete it to start again") from None
-    other = [f"{k} was {state['recipe'].get(k)!r}, is {v!r}" for k, v in recipe.items() if state["recipe"].get(k) != v]
-    if other: raise ValueError(f"checkpoint {path} belongs to another run ({'; '.join(other)}); delete it or give another path")
+    state = torch.load(io.BytesIO(unsealed(path)), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not {"recipe", "model", "optimiser", "history"} <= state.keys():
+        raise ValueError(f"checkpoint {path} lacks the recipe of its run or its weights; delete it "
+                         "to start again")
+    was = state["recipe"]
+    other = [f"{k} was {was.get(k)!r}, is {v!r}" for k, v in recipe.items() if was.get(k) != v]
+    if other:
+        raise ValueError(f"checkpoint {path} belongs to another run ({'; '.join(other)}); delete it "
+                         "or give another path")
     return state
 
 # %% ../nbs/06_models.ipynb #08ee0742
@@ -247,7 +269,10 @@ def train(
     progress=True,       # show a bar
 ):                       # history: one dict an epoch with epoch, loss, train and test (accuracies), seconds
     "SGD on the cross-entropy, one cycle of the learning rate; resumes to the same numbers"
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    _check_numbers(epochs, batch_size, lr)
     _check(model, x, y, augment)
+    y = y.long()
     optimiser = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     recipe = _recipe(model, x, y, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, momentum=momentum, augment=augment, seed=seed, bfloat16=bfloat16)
     path, history = checkpoint and Path(checkpoint), []
@@ -294,30 +319,24 @@ def save_weights(
     path,        # .safetensors file
     **metadata,  # anything JSON can hold: recipe, accuracies, history, checksums
 ):               # the path
-    "Weights and their story in one file, written beside and renamed"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    story = dict(spec=getattr(model, "spec", None)) | metadata
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    beside = path.with_name(path.name + ".partial")
-    save_file(tensors, beside, metadata={"layerwise_knowledge": json.dumps(story, sort_keys=True)})
-    os.replace(beside, path)
-    return path
+    "Weights and their story in one file, whole or not at all"
+    story = dict(spec=getattr(model, "spec", None), weights_sha256=weights_sha256(model)) | metadata
+    save_tensors(model.state_dict(), path, story)
+    return Path(path)
+
+def weights_sha256(
+    model,  # any network
+) -> str:   # 64 hexadecimal digits
+    "By what a network is known again: the SHA-256 of its weights and running statistics"
+    return content(*model.state_dict().values())
 
 # %% ../nbs/06_models.ipynb #24bff723
-def read_metadata(path):
-    "What `save_weights` wrote beside the weights"
-    try:
-        with safe_open(path, "pt") as f: return json.loads((f.metadata() or {}).get("layerwise_knowledge", "{}"))
-    except (SafetensorError, ValueError) as e: raise ValueError(f"{path} is truncated, damaged or no safetensors file ({e}); fetch or train it again") from None
-
 def load_weights(
     model,  # network of the same shape
     path,   # file made by save_weights
 ):          # its metadata
     "Weights from a file into the model"
-    metadata = read_metadata(path)
-    with safe_open(path, "pt") as f: found = {k: f.get_tensor(k) for k in f.keys()}
+    found, metadata = load_tensors(path)
     wanted = model.state_dict()
     wrong = [k for k in sorted(wanted.keys() | found.keys()) if k not in wanted or k not in found or wanted[k].shape != found[k].shape]
     if wrong:
@@ -331,7 +350,7 @@ def load_model(
     path,  # file made by save_weights from a network of this chapter
 ):         # the network with its weights, and the metadata
     "A trained network from its file alone"
-    spec = read_metadata(path).get("spec")
+    spec = load_story(path).get("spec")
     if not spec: raise ValueError(f"{path} does not say which network it is for; make that network and use load_weights")
     model = create(spec["network"], spec["shape"], spec["classes"])
     return model, load_weights(model, path)

@@ -8,10 +8,46 @@ __all__ = ['mean_baseline', 'Players', 'grid_size', 'PatchPlayers', 'FeaturePlay
 
 # %% ../nbs/02_players.ipynb #8061b426
 import hashlib
-import os
+import operator
 
 import numpy as np
+import psutil
 import torch
+
+# %% ../nbs/02_players.ipynb #5b1e90c4
+def _numbers(x, what):
+    "x as a tensor of real numbers, or one sentence that says why it is none"
+    if hasattr(x, "__array__") and not torch.is_tensor(x):                # numpy, xarray, pandas
+        if np.ma.is_masked(x):
+            raise ValueError(f"{what} must have no masked values; fill them with .filled(value)")
+        x = np.asarray(x)
+        if x.dtype.kind in "biuf":            # torch knows no other byte order, no read-only array
+            x = np.require(x, x.dtype.newbyteorder("="), ["C", "W"])
+    try:
+        numbers = torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{what} must be a tensor or an array of numbers, got {_kind(x)}") from None
+    if numbers.is_complex():
+        raise TypeError(f"{what} must hold real numbers, got {numbers.dtype}; take .real or .abs()")
+    return numbers
+
+def _kind(x):
+    "What came instead, in words"
+    if isinstance(x, (list, tuple)) and any(map(torch.is_tensor, x)):
+        return f"a {type(x).__name__} of tensors; make one of them with torch.stack"
+    if isinstance(x, np.ndarray):
+        return f"an array of {x.dtype}"
+    return f"{x!r:.40}" if x is None or isinstance(x, (str, int, float)) else type(x).__name__
+
+def _whole(i, what, least=None):
+    "i as an int, or one sentence that says why it is none"
+    try:
+        whole = operator.index(i)
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number, got {_kind(i)}") from None
+    if least is not None and whole < least:
+        raise ValueError(f"{what} must be at least {least}, got {whole}")
+    return whole
 
 # %% ../nbs/02_players.ipynb #4ae3a701
 def mean_baseline(
@@ -19,11 +55,16 @@ def mean_baseline(
     chunk=4096,  # how many inputs are converted to float64 at a time
 ):            # b, float32, shape of one input
     "Mean of every input variable over the training set: what a missing player is replaced by"
-    if len(x_train) == 0: raise ValueError("mean_baseline needs at least one training input, got none")
-    x_train = torch.as_tensor(x_train)
-    total = sum(part.double().sum(0) for part in x_train.split(chunk))
-    if not total.isfinite().all(): raise ValueError("the training inputs hold NaN or infinity; clean them before taking their mean")
-    return (total / len(x_train)).float()
+    x_train = _numbers(x_train, "x_train")
+    if x_train.ndim == 0 or len(x_train) == 0:
+        raise ValueError("mean_baseline needs at least one training input, shape (N, ...), "
+                         f"got shape {tuple(x_train.shape)}")
+    total = sum(part.double().sum(0) for part in x_train.split(_whole(chunk, "chunk", 1)))
+    mean = (total / len(x_train)).float()
+    if not mean.isfinite().all():
+        raise ValueError("the training inputs hold NaN or infinity, or numbers beyond "
+                         "float32; clean them before taking their mean")
+    return mean
 
 # %% ../nbs/02_players.ipynb #9e69f76a
 class Players:
@@ -32,16 +73,31 @@ class Players:
         owner,       # int64, shaped like one input: player 0..n-1, -1 nobody (stays visible), -2 nobody (always masked)
         names=None,  # one label a player
     ):
-        self.owner = torch.as_tensor(owner, dtype=torch.int64)
-        self.n = int(self.owner.max()) + 1 if self.owner.numel() else 0
-        if self.n < 1: raise ValueError("there are no players: no variable has an owner >= 0")
-        if self.owner.min() < -2: raise ValueError(f"owner {int(self.owner.min())} is not known: use 0..n-1, -1 (visible) or -2 (masked)")
+        self.owner = _owner_map(owner)
+        self.n = int(self.owner.max()) + 1
         idle = sorted(set(range(self.n)) - set(self.owner.unique().tolist()))
         if idle: raise ValueError(f"players {idle} own no variable; number the {self.n - len(idle)} others without gaps")
+        if isinstance(names, str):
+            raise TypeError(f"names must be a list with one label a player, got the text {names!r}")
         self.names = [str(p) for p in range(self.n)] if names is None else [str(name) for name in names]
         if len(self.names) != self.n: raise ValueError(f"{len(self.names)} names for {self.n} players")
 
     def __repr__(self): return f"{type(self).__name__}({self.n} players of an input of shape {tuple(self.owner.shape)}: {', '.join(self.names)})"
+
+def _owner_map(owner):
+    "The map of owners as int64, or one sentence that says why it is none"
+    if hasattr(owner, "owner"):
+        raise TypeError(f"owner must be a map of whole numbers, got {type(owner).__name__}; "
+                        "pass its .owner")
+    owner = _numbers(owner, "owner")
+    if owner.numel() and (owner.is_floating_point() or owner.dtype == torch.bool):
+        raise TypeError(f"owner must hold whole numbers, one a player, got {owner.dtype}")
+    if not owner.numel() or owner.max() < 0:
+        raise ValueError("there are no players: no variable has an owner >= 0")
+    if owner.min() < -2:
+        raise ValueError(f"owner {int(owner.min())} is not known: use 0..n-1, -1 (visible) "
+                         "or -2 (masked)")
+    return owner.to(torch.int64)
 
 _nobody = {"visible": -1, "masked": -2}
 def _background(background):
@@ -54,14 +110,20 @@ def grid_size(
     patch,       # side of a patch in pixels
 ):               # (rows, columns)
     "How many whole patches fit, counted from the top-left pixel"
-    height, width = _shape(image_size)[1:]
-    if not 1 <= patch <= min(height, width): raise ValueError(f"a {height}x{width} image has no patches of {patch}x{patch} pixels")
+    (height, width), patch = _shape(image_size)[1:], _whole(patch, "patch")
+    if not 1 <= patch <= min(height, width):
+        raise ValueError(f"a {height}x{width} image has no patches of {patch}x{patch} pixels")
     return height // patch, width // patch
 
 def _shape(image_size):
     "One image's shape as (channels, height, width)"
-    shape = (image_size,)*2 if isinstance(image_size, int) else tuple(image_size)
-    if len(shape) not in (2, 3): raise ValueError(f"an image has shape (height, width) or (channels, height, width), got {shape}")
+    if getattr(image_size, "ndim", 0) > 1:
+        raise TypeError("image_size must be 28, (28, 28) or x.shape, got an image; pass its .shape")
+    sides = image_size if np.iterable(image_size) else (image_size, image_size)
+    shape = tuple(_whole(side, "a side of an image") for side in sides)
+    if len(shape) not in (2, 3):
+        raise ValueError("an image has shape (height, width) or (channels, height, width), "
+                         f"got {shape}")
     return (1,)*(3 - len(shape)) + shape
 
 class PatchPlayers(Players):
@@ -73,7 +135,7 @@ class PatchPlayers(Players):
         background="visible",  # pixels that belong to no patch: "visible", or "masked" in every input
     ):
         shape, (rows, cols) = _shape(image_size), grid_size(image_size, patch)
-        self.patches, self.patch = [(int(r), int(c)) for r, c in patches], patch
+        self.patches, self.patch = self._cells(patches), _whole(patch, "patch")
         owner = torch.full(shape[1:], _background(background))
         for p, (r, c) in enumerate(self.patches):
             if not (0 <= r < rows and 0 <= c < cols):
@@ -83,6 +145,15 @@ class PatchPlayers(Players):
             owner[r*patch:(r + 1)*patch, c*patch:(c + 1)*patch] = p
         super().__init__(owner.expand(shape), [f"({r},{c})" for r, c in self.patches])
 
+    @staticmethod
+    def _cells(patches):
+        "Cells as pairs of ints"
+        try:
+            return [(operator.index(r), operator.index(c)) for r, c in patches]
+        except (TypeError, ValueError):
+            raise TypeError("patches must be a list of cells (row, column), for example "
+                            f"[(2, 4), (4, 4)], got {_kind(patches)}") from None
+
 # %% ../nbs/02_players.ipynb #2b8523b6
 class FeaturePlayers(Players):
     "One player a table column; a column may own several encoded inputs (one-hot)"
@@ -91,9 +162,13 @@ class FeaturePlayers(Players):
         width=None,            # number of encoded inputs; default: the largest index + 1
         background="visible",  # inputs in no group: "visible", or "masked" in every input
     ):
-        pairs = [self._pair(p, g) for p, g in enumerate(groups.items() if isinstance(groups, dict) else groups)]
+        if isinstance(groups, str) or not np.iterable(groups):
+            raise TypeError("groups must be a list with one entry a player, for example range(5), "
+                            f"got {_kind(groups)}")
+        groups = groups.items() if isinstance(groups, dict) else groups
+        pairs = [self._pair(p, group) for p, group in enumerate(groups)]
         flat = [i for _, columns in pairs for i in columns]
-        width = max(flat, default=-1) + 1 if width is None else width
+        width = max(flat, default=-1) + 1 if width is None else _whole(width, "width", 1)
         owner = torch.full((width,), _background(background))
         for p, (name, columns) in enumerate(pairs):
             if not columns: raise ValueError(f"player {name!r} owns no input")
@@ -108,23 +183,36 @@ class FeaturePlayers(Players):
         "(name, input indices) from any of the accepted spellings"
         named = isinstance(group, (tuple, list)) and len(group) == 2 and isinstance(group[0], str)
         name, columns = group if named else (str(p), group)
-        return name, [int(i) for i in ([columns] if isinstance(columns, int) else columns)]
+        try:
+            columns = columns if np.iterable(columns) else [columns]
+            return name, [operator.index(i) for i in columns]
+        except TypeError:
+            raise TypeError(f"player {name!r} must own an input index or a list of them, "
+                            f"got {_kind(columns)}") from None
 
 # %% ../nbs/02_players.ipynb #e53b0806
 def pixel_hash(
     x,  # one input: an image in [0, 1] (or uint8) with two or three axes, or one row of a table
 ):      # 64 hexadecimal digits
     "sha256 of an image's pixels as bytes 0..255, or of a table row's float32 values"
-    x = torch.as_tensor(x)
-    data = x.float().add(0.).cpu().numpy().astype("<f4") if x.ndim == 1 else _bytes(x)       # adding 0 turns -0 into 0
+    x = _numbers(x, "x").detach()
+    if x.ndim not in (1, 2, 3):
+        raise ValueError("give one input: an image of two or three axes or a table row, "
+                         f"got shape {tuple(x.shape)}")
+    # adding 0 turns -0 into 0
+    data = _bytes(x) if x.ndim > 1 else x.float().add(0.).cpu().numpy().astype("<f4")
     return hashlib.sha256(data.tobytes()).hexdigest()
 
 def _bytes(image):
     "Pixels as whole numbers 0..255, whatever the source stored"
-    image = torch.as_tensor(image).detach().cpu()
+    image = _numbers(image, "image").detach().cpu()
+    if not image.numel():
+        raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
     if image.dtype == torch.uint8: return np.ascontiguousarray(image)
-    if not (image.min() >= 0 and image.max() <= 1):
-        raise ValueError(f"pixels must lie in [0, 1], got {image.min():.3g} to {image.max():.3g}; give the image as it was before normalising")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"pixels must lie in [0, 1] or be uint8, got {low:.3g} to {high:.3g}; "
+                         "give the image as it was before normalising")
     return np.ascontiguousarray((image.double() * 255).round().to(torch.uint8))
 
 def _shuffled(cells, image, seed):
@@ -143,6 +231,7 @@ def foreground_patches(
     min_ink=0.2,  # mean brightness from which a patch counts as foreground
 ):                # n cells (row, col) in reading order
     "Cells chosen at random among those with enough ink; if these are too few, the n with the most ink"
+    image = _numbers(image, "image")
     rows, cols = grid_size(image.shape, patch)
     pixels = _bytes(image).reshape(_shape(image.shape))[:, :rows*patch, :cols*patch]
     ink = pixels.reshape(-1, rows, patch, cols, patch).sum((0, 2, 4), dtype=np.int64) / (255 * pixels[:, :patch, :patch].size)
@@ -154,7 +243,9 @@ def foreground_patches(
     return sorted(inked[:n])
 
 def _enough(n, available, where):
-    if not 1 <= n <= available: raise ValueError(f"cannot choose {n} patches from {where}, which has {available}; change n or the patch size")
+    if not 1 <= _whole(n, "n") <= available:
+        raise ValueError(f"cannot choose {n} patches from {where}, which has {available}; "
+                         "change n or the patch size")
 
 # %% ../nbs/02_players.ipynb #e32bd598
 def central_patches(
@@ -165,8 +256,11 @@ def central_patches(
     seed=0,     # another seed, another choice
 ):              # n cells (row, col) in reading order
     "Cells chosen at random in the middle of the image"
+    image = _numbers(image, "image")
     rows, cols = grid_size(image.shape, patch)
-    if not 1 <= central <= min(rows, cols): raise ValueError(f"the image has a {rows}x{cols} grid of patches; central must be 1 to {min(rows, cols)}, got {central}")
+    if not 1 <= _whole(central, "central") <= min(rows, cols):
+        raise ValueError(f"the image has a {rows}x{cols} grid of patches; "
+                         f"central must be 1 to {min(rows, cols)}, got {central}")
     _enough(n, central * central, f"the central {central}x{central} cells")
     top, left = (rows - central) // 2, (cols - central) // 2
     return sorted(_shuffled([(r + top, c + left) for r, c in _grid(central, central)], image, seed)[:n])
@@ -179,24 +273,53 @@ def masked(
     subsets,   # (B,) subset indices: bit i set means that player i is present
 ):             # (B, *x.shape): x_T for every subset T
     "x with the players outside T replaced by their baseline, for a batch of subsets T"
-    subsets = torch.as_tensor(subsets, dtype=torch.int64, device=x.device).reshape(-1)
-    owner, n = _compact(owner).to(x.device), int(owner.max()) + 1
-    _check_shapes(x, baseline, owner)
+    x, baseline, owner = _fitted(x, baseline, owner)
+    n, subsets = int(owner.max()) + 1, _numbers(subsets, "subsets").to(x.device)
+    fractions = subsets.is_floating_point() and subsets.numel()                # [] is of no type
+    if fractions or subsets.dtype == torch.bool or subsets.ndim > 1:
+        raise TypeError("subsets must be a list of indices, whole numbers whose bit i says whether "
+                        f"player i is present, got {subsets.dtype} of shape {tuple(subsets.shape)}")
+    subsets = subsets.to(torch.int64).reshape(-1)
     if subsets.numel() and not 0 <= subsets.min() <= subsets.max() < 1 << n:
-        raise ValueError(f"subset indices of {n} players run from 0 to {(1 << n) - 1}, got {subsets.min()} to {subsets.max()}")
+        raise ValueError(f"subset indices of {n} players run from 0 to {(1 << n) - 1}, "
+                         f"got {subsets.min()} to {subsets.max()}")
+    return _masked(x, baseline, owner, n, subsets)
+
+def _masked(x, baseline, owner, n, subsets):
+    "masked without its checks"
     bits = (subsets[:, None] >> torch.arange(n, device=x.device)) & 1
     never, always = torch.zeros_like(subsets), torch.ones_like(subsets)
     present = torch.cat([bits, never[:, None], always[:, None]], 1).bool()[:, owner]
-    return torch.where(present, x, baseline.to(x))
+    return torch.where(present, x, baseline)
+
+def _fitted(x, baseline, owner):
+    "Input, baseline and map of one shape, type and device, or one sentence that says what differs"
+    x, baseline, owner = _numbers(x, "x"), _numbers(baseline, "baseline"), _owner_map(owner)
+    if baseline.shape != x.shape:
+        raise ValueError(f"the baseline has shape {tuple(baseline.shape)}, one input has "
+                         f"{tuple(x.shape)}; they must be equal")
+    if owner.ndim != x.ndim or any(o not in (1, s) for o, s in zip(owner.shape, x.shape)):
+        raise ValueError(f"the players were made for inputs of shape {tuple(owner.shape)}, "
+                         f"this input has shape {tuple(x.shape)}")
+    return x, _like_input(baseline, x), _compact(owner).to(x.device)
+
+def _like_input(baseline, x):
+    "The baseline in the type of the input, where that leaves it what it is"
+    if not x.is_floating_point() and baseline.is_floating_point():
+        raise ValueError(f"the input holds whole numbers ({x.dtype}), the baseline fractions "
+                         f"({baseline.dtype}); turn the input to float, "
+                         "in the units of the baseline")
+    if not x.is_floating_point() and baseline.dtype != x.dtype:
+        raise ValueError(f"the input holds {x.dtype}, the baseline {baseline.dtype}; "
+                         "give both the same type")
+    baseline = baseline.to(x)
+    if not baseline.isfinite().all():
+        raise ValueError(f"the baseline holds NaN or infinity in {x.dtype}, the type of the input")
+    return baseline
 
 def _compact(owner):
     "A map that was expanded over the channels, back in one channel: the lookup then costs a third"
     return owner[tuple(slice(None) if step else slice(1) for step in owner.stride())]
-
-def _check_shapes(x, baseline, owner):
-    if baseline.shape != x.shape: raise ValueError(f"the baseline has shape {tuple(baseline.shape)}, one input has {tuple(x.shape)}; they must be equal")
-    if owner.ndim != x.ndim or any(o not in (1, s) for o, s in zip(owner.shape, x.shape)):
-        raise ValueError(f"the players were made for inputs of shape {tuple(owner.shape)}, this input has shape {tuple(x.shape)}")
 
 # %% ../nbs/02_players.ipynb #e2567f05
 def check_size(
@@ -204,17 +327,28 @@ def check_size(
     x,               # one input
     tables=1,        # how many score tables (samples times layers) will be kept
     max_players=20,  # the most that is accepted without being asked for
+    batch=0,         # bytes of one batch: its masked inputs and their features
 ):
     "Refuse a game with too many subsets, and say what it would take"
-    size = lambda b: next(f"{b / 1024**k:,.1f} {unit}" for k, unit in enumerate("B KiB MiB GiB TiB PiB EiB".split()) if b < 1024**(k + 1) or unit == "EiB")
-    if n > max_players or 4 * tables << n > _physical_memory(): raise ValueError(
-        f"{n} players have {1 << n:,} subsets: {tables:,} score table{'s' * (tables > 1)} would take {size(4 * tables << n)}, all masked inputs "
-        f"{size(x.numel() * x.element_size() << n)}, and every sample that many forward passes. Use fewer, larger players, or say max_players={n} if you mean it")
+    n, tables, x = _whole(n, "n", 0), _whole(tables, "tables", 1), _numbers(x, "x")
+    subsets = f"{1 << n:,}" if n <= 64 else f"2^{n}"
+    price = (f"{n} players have {subsets} subsets: {tables:,} score table{'s' * (tables > 1)} "
+             f"would take {_size(4 * tables << n)}, all masked inputs {_size(x.nbytes << n)}, and "
+             "every sample that many forward passes. Use fewer, larger players")
+    if n > _whole(max_players, "max_players"):
+        raise ValueError(f"{price}, or say max_players={n} if you mean it")
+    held = (12 * tables << n) + batch                        # tables in float32, a copy in float64
+    free = psutil.virtual_memory().available
+    if held > free:
+        raise ValueError(f"{price}, or fewer samples and layers at a time: the tables, a copy in "
+                         f"float64 and one batch take {_size(held)}, and {_size(free)} are free")
 
-def _physical_memory():
-    "Bytes of memory in this machine, or a guess where the system does not say"
-    try: return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError): return 16 * 2**30
+def _size(b):
+    "A number of bytes in words"
+    if b >= 1 << 80:
+        return f"2^{b.bit_length() - 1} bytes"
+    k = min(max(b.bit_length() - 1, 0) // 10, 6)
+    return f"{b / 1024**k:,.1f} {'B KiB MiB GiB TiB PiB EiB'.split()[k]}"
 
 def masked_batches(
     x,                # one input
@@ -224,9 +358,16 @@ def masked_batches(
     max_players=20,   # refuse more players than this
 ):                    # generator of (subsets, x_T)
     "Every subset of the players in order of its index, with its masked inputs, a batch at a time"
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    check_size(players.n, x, max_players=max_players)
-    _check_shapes(x, baseline, players.owner)
-    owner, baseline = _compact(players.owner).to(x.device), baseline.to(x)
+    x, batch_size = _numbers(x, "x"), _whole(batch_size, "batch_size", 1)
+    _check_players(players)
+    batch = x.nbytes * min(batch_size, 1 << players.n) * (x.device.type == "cpu")
+    check_size(players.n, x, max_players=max_players, batch=batch)
+    x, baseline, owner = _fitted(x, baseline, players.owner)
+    n = int(owner.max()) + 1
     subsets = torch.arange(1 << players.n, device=x.device).split(batch_size)
-    return ((T, masked(x, baseline, owner, T)) for T in subsets)
+    return ((T, _masked(x, baseline, owner, n, T)) for T in subsets)
+
+def _check_players(players):
+    if not (hasattr(players, "n") and hasattr(players, "owner")) or isinstance(players, type):
+        raise TypeError("players must be an object with .n and .owner, such as PatchPlayers or "
+                        f"FeaturePlayers make, got {_kind(players)}")

@@ -8,11 +8,12 @@ __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'CYCLE', 'MARKERS', 'DASHES', 'PRINTED',
            'attributions', 'certificates']
 
 # %% ../nbs/08_plots.ipynb #a181e087
-import os, re, textwrap
+import io, re, textwrap
 from functools import wraps
 from pathlib import Path
 import matplotlib as mpl, matplotlib.patheffects, matplotlib.pyplot as plt, numpy as np, seaborn as sns, torch, xarray as xr
 from matplotlib.collections import LineCollection
+from .files import sweep, write
 from .metrics import merge_first_order, threshold, salient, bootstrap
 
 # %% ../nbs/08_plots.ipynb #769e7c74
@@ -64,17 +65,15 @@ def save(
 ) -> list:  # the two paths
     "Write a figure as PNG (200 dpi) and SVG; the same figure gives the same bytes"
     path = Path(path)
-    if path.suffix in (".png", ".svg"): path = path.with_suffix("")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".png", ".svg"):
+        path = path.with_suffix("")
+    sweep(path.parent)
     done = []
     for ending, metadata in dict(png={"Software": None}, svg={"Date": None, "Creator": None}).items():
-        out = path.with_name(f"{path.name}.{ending}")
-        beside = out.with_name(f"{out.name}.{os.getpid()}.partial")
-        try:
-            with mpl.rc_context(_RC): fig.savefig(beside, format=ending, dpi=200, metadata=metadata)
-            os.replace(beside, out)
-        finally: beside.unlink(missing_ok=True)
-        done.append(out)
+        body = io.BytesIO()
+        with mpl.rc_context(_RC):
+            fig.savefig(body, format=ending, dpi=200, metadata=metadata)
+        done.append(write(path.with_name(f"{path.name}.{ending}"), body.getvalue()))
     return done
 
 # %% ../nbs/08_plots.ipynb #10d2e8d8

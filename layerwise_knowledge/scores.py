@@ -8,22 +8,21 @@ __all__ = ['log_odds', 'features', 'Probes', 'train_probes', 'score_table']
 # %% ../nbs/03_scores.ipynb #8061b426
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from .files import content, load_tensors, save_tensors
 from .interactions import orders
-from .players import check_size, masked_batches
+from .players import (
+    _check_players, _fitted, _kind, _numbers, _whole, check_size, masked, masked_batches)
 
 # %% ../nbs/03_scores.ipynb #f4a08a0d
 def _log_odds(z, y):
@@ -36,19 +35,44 @@ def log_odds(
     y,       # (...) the class to explain, integers from 0 to K-1; a single one serves all
 ):           # (...) log p_y / (1 - p_y)
     "Log-odds of class y under softmax probabilities, without ever forming a probability"
-    z, y = torch.as_tensor(logits), torch.as_tensor(y)
-    if z.ndim == 0 or z.shape[-1] < 2: raise ValueError(f"log-odds need at least two classes on the last axis, got logits of shape {tuple(z.shape)}; "
-                                                        "for a network with one logit z pass the pair (0, z)")
-    z = z if z.is_floating_point() and z.element_size() > 2 else z.float()                    # half precision overflows at 65504
+    z = _wide(_numbers(logits, "logits"))
+    if z.ndim == 0 or z.shape[-1] < 2:
+        raise ValueError("log-odds need at least two classes on the last axis, got logits of shape "
+                         f"{tuple(z.shape)}; for a network with one logit z pass the pair (0, z)")
+    y = _labels(y, z.shape[:-1], single=True)
     _check_labels(y, z.shape[-1])
-    if not z.isfinite().all(): raise ValueError("the logits hold NaN or infinity; did the network or a probe diverge?")
+    if not z.isfinite().all():
+        raise ValueError("the logits hold NaN or infinity; did the network or a probe diverge?")
     v = _log_odds(z, y.to(z.device))
-    return v.numpy() if isinstance(logits, np.ndarray) else v
+    return v.numpy() if isinstance(logits, (np.ndarray, xr.DataArray)) else v
+
+def _wide(z):
+    "Logits in a type that does not overflow: half precision ends at 65504"
+    return z if z.is_floating_point() and z.element_size() > 2 else z.float()
+
+def _labels(y, shape, single=False):
+    "Labels as int64, one for each input; shape is that of the inputs' axes"
+    y = _numbers(y, "labels")
+    if y.ndim == len(shape) + 1 and y.shape[:-1] == shape and y.shape[-1] > 1:
+        raise ValueError(f"labels of shape {tuple(y.shape)} look one-hot; a label is the number of "
+                         "a class: pass y.argmax(-1)")
+    if y.is_floating_point() and y.numel() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be whole numbers, got {y.dtype}; number the classes from 0")
+    if single and y.numel() == 1 and y.ndim < 2:
+        y = y.reshape(())
+    elif y.ndim == len(shape) == 1 and len(y) != shape[0]:
+        raise ValueError(f"{shape[0]} inputs but {len(y)} labels y; "
+                         "there must be one for each input")
+    elif y.shape != shape:
+        raise ValueError(f"labels have shape {tuple(y.shape)}, but one for each input makes "
+                         f"{tuple(shape)}")
+    return y.to(torch.int64)
 
 def _check_labels(y, classes):
-    if y.is_floating_point() or y.dtype == torch.bool: raise ValueError(f"labels must be whole numbers, got {y.dtype}")
     if y.numel() and not 0 <= y.min() <= y.max() < classes:
-        raise ValueError(f"label {int(y.max() if y.max() >= classes else y.min())} is out of range: {classes} classes are numbered 0 to {classes - 1}")
+        bad = y.max() if y.max() >= classes else y.min()
+        raise ValueError(f"label {int(bad)} is out of range: {classes} classes are numbered 0 to "
+                         f"{classes - 1}")
 
 # %% ../nbs/03_scores.ipynb #dbd8b47a
 def _copy(name, f): return f.clone()
@@ -60,47 +84,70 @@ def features(
     read=_copy,  # read(name, output): what to keep of an output, at the moment it is made
 ):               # context manager that gives a dict: layer -> what was kept in the latest forward pass
     "Listen to the outputs of named layers while the context is open"
-    modules = _named_layers(model, layers)
-    kept = {}
-    def hook(name): return lambda module, inputs, output: kept.update({name: read(name, _tensor(name, output))})
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    modules, kept = _named_layers(model, layers), {}
+    def keep(name):
+        def hook(module, inputs, output):
+            if name in kept:
+                raise ValueError(f"layer {name!r} is called twice in one forward pass, so its name "
+                                 "means two outputs; give every call a module of its own, or name "
+                                 "another layer")
+            kept[name] = read(name, _tensor(name, output))
+        return hook
+    handles = [model.register_forward_pre_hook(lambda module, inputs: kept.clear())]
+    handles += [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try: yield kept
     finally:
         for handle in handles: handle.remove()
 
 def _named_layers(model, layers):
     "layer name -> module, for names that exist and come once"
-    if isinstance(layers, str): raise ValueError(f"layers must be a list of names, got the text {layers!r}; write [{layers!r}]")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names, got the text {layers!r}; "
+                         f"write [{layers!r}]")
+    if not np.iterable(layers):
+        raise TypeError(f"layers must be a list of names, got {_kind(layers)}")
+    layers = list(layers)
     modules = {name: module for name, module in model.named_modules() if name} | {"output": model}
     for k, name in enumerate(layers):
-        if name not in modules: raise ValueError(f"the model has no layer {name!r}; it has {', '.join(modules)}")
-        if name in layers[:k]: raise ValueError(f"layer {name!r} is listed twice")
-    if not len(layers): raise ValueError("no layers were given; name some, for example ['output']")
+        if not isinstance(name, str):
+            raise TypeError(f"a layer is given by its name, such as {next(iter(modules))!r}, "
+                            f"got {_kind(name)}")
+        if name not in modules:
+            raise ValueError(f"the model has no layer {name!r}; it has {', '.join(modules)}")
+        if name in layers[:k]:
+            raise ValueError(f"layer {name!r} is listed twice")
+    if not layers:
+        raise ValueError("no layers were given; name some, for example ['output']")
     return {name: modules[name] for name in layers}
 
 def _tensor(name, output):
     "The tensor in a module's output; some modules wrap it in a tuple"
     if isinstance(output, (tuple, list)) and output: output = output[0]
     if torch.is_tensor(output): return output
-    raise ValueError(f"layer {name!r} returns {type(output).__name__}, not a tensor; name a submodule that returns a tensor")
+    raise ValueError(f"layer {name!r} returns {type(output).__name__}, not a tensor; "
+                     "name a submodule that returns a tensor")
 
 # %% ../nbs/03_scores.ipynb #48c681a0
 @contextmanager
-def _frozen(model):
+def _frozen(*modules):
     "Evaluation mode while the context is open; afterwards every submodule is as it was"
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules: module.eval()
     try: yield
     finally:
-        for module, mode in modes.items(): module.training = mode
+        for part, mode in modes.items(): part.training = mode
 
 def _to_model(model, x):
     "x on the model's device and, unless it holds whole numbers, in its dtype"
     weight = next(model.parameters(), torch.empty(0))
     return x.to(weight.device, weight.dtype if x.is_floating_point() else None)
 
+def _flat(name, f): return f.reshape(len(f), -1).clone()
+
 class _Features:
-    "Flattened features of many inputs by index: kept when they fit in memory, computed again when they do not"
+    "Flattened features of many inputs by index: kept when they fit in memory, else computed again"
     def __init__(self, model, layers, x, batch_size, memory, half=False):
         self.model, self.layers, self.x, self.half, self.kept = model, layers, x, half, None
         one = self._forward(torch.tensor([0]))
@@ -112,15 +159,88 @@ class _Features:
 
     @torch.no_grad()
     def _forward(self, index):
-        with features(self.model, self.layers, lambda name, f: f.flatten(1).clone()) as f: self.model(_to_model(self.model, self.x[index]))
-        return {name: _reached(f, name).half() if self.half else _reached(f, name) for name in self.layers}
+        with features(self.model, self.layers, _flat) as f:
+            self.model(_to_model(self.model, self.x[index]))
+        found = {name: _reached(f, name) for name in self.layers}
+        return {name: f.half() for name, f in found.items()} if self.half else found
 
     def __call__(self, index):
-        return {name: f[index.to(f.device)] for name, f in self.kept.items()} if self.kept else self._forward(index)
+        if not self.kept: return self._forward(index)
+        return {name: f[index.to(f.device)] for name, f in self.kept.items()}
 
 def _reached(kept, name):
-    if kept.get(name) is not None: return kept[name]
-    raise ValueError(f"layer {name!r} was never reached by the forward pass, or gave other features than its probe was trained on")
+    if name in kept: return kept[name]
+    raise ValueError(f"layer {name!r} was never reached by the forward pass of some inputs "
+                     "(an early exit?); name layers that every input passes")
+
+# %% ../nbs/03_scores.ipynb #b84f17a6
+def _inputs(x, what):
+    "Inputs as a tensor, at least one"
+    x = _numbers(x, what)
+    if x.ndim < 2 or not len(x):
+        raise ValueError(f"{what} must hold at least one input, shape (N, ...), got shape "
+                         f"{tuple(x.shape)}; a single input is x[None]")
+    return x
+
+@contextmanager
+def _explained(failure, *modules):
+    "One sentence where a network or a probe cannot run one input"
+    try: yield
+    except (RuntimeError, IndexError) as e:
+        raise ValueError(f"{failure}: {str(e).partition(chr(10))[0]}") from e
+    except ValueError as e:
+        if "more than 1 value per channel" not in str(e): raise
+        raise ValueError(_two_answers("one input cannot run alone", False, modules)) from None
+
+@torch.no_grad()
+def _one_input(model, layers, x):
+    "What the first input gives at every layer when it runs alone, and the logits as \"output\""
+    failure = f"the network cannot run one input of shape {tuple(x.shape[1:])} and {x.dtype}"
+    with _explained(failure, model), features(model, dict.fromkeys([*layers, "output"])) as f:
+        model(_to_model(model, x[:1]))
+    z = f["output"]
+    if z.ndim != 2 or z.shape[1] < 2:
+        raise ValueError("the model must return logits (batch, classes) of at least two classes; "
+                         f"one input gave {tuple(z.shape)}")
+    for name in layers: _check_batch(_reached(f, name), name, 1)
+    return f
+
+def _check_batch(f, name, inputs):
+    if f.ndim == 0 or len(f) != inputs:
+        raise ValueError(f"layer {name!r} gives shape {tuple(f.shape)} for {inputs} inputs; "
+                         "its first axis must be the batch")
+
+@torch.no_grad()
+def _check_company(model, one, x):
+    "Refuse a network whose first input gives something else beside the second one"
+    def run(x):
+        with features(model, one) as f: model(_to_model(model, x))
+        return f
+    two, tolerance = run(x[:2]), _tolerance(*model.parameters(), *one.values())
+    for name, f in one.items():
+        _check_batch(_reached(two, name), name, len(x[:2]))
+        apart = tolerance * (1 + f.abs().max())
+        if (two[name][:1] - f).abs().max() > apart:
+            random = (run(x[:1])[name] - f).abs().max() > apart
+            raise ValueError(_two_answers(f"layer {name!r}", random, [model]))
+
+def _tolerance(*tensors):
+    "How far two passes of one input may lie apart by rounding alone, relative to their size"
+    def rounding(t): return max(torch.finfo(t.dtype).eps, 2**-10 * t.is_cuda)     # TF32: 10 bits
+    return max([1e-3, *(32 * rounding(t) for t in tensors if t.is_floating_point())])
+
+def _two_answers(where, random, modules):
+    "Why one input got two answers, as far as that can be known"
+    if random:
+        return (f"{where}: the network or a probe draws random numbers, so the same input gets "
+                "another answer every time; switch that off in evaluation mode, as in "
+                "F.dropout(f, p, self.training)")
+    norms = [repr(name or type(part).__name__) for module in modules
+             for name, part in module.named_modules()
+             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None]
+    why = f" ({', '.join(norms)}: BatchNorm without running statistics)" if norms else ""
+    return (f"{where}: the network or a probe looks at the other inputs of the batch{why}, so an "
+            "input alone gets another answer; make it a function of one input")
 
 # %% ../nbs/03_scores.ipynb #eb9dd4c6
 @dataclass
@@ -130,6 +250,7 @@ class Probes:
     accuracy: dict = field(default_factory=dict)  # layer -> {"train": ..., "test": ...}; "output" is the network itself
     history: dict = field(default_factory=dict)   # layer -> mean training loss of each epoch
     settings: dict = field(default_factory=dict)  # what they were trained with
+    made_from: dict = field(default_factory=dict) # name -> sha256 of the network and the data
 
     def __getitem__(self, layer): return self.linear[layer]
     def __contains__(self, layer): return layer in self.linear
@@ -139,28 +260,32 @@ class Probes:
         return self
 
     def save(self, path):
-        "Write a safetensors file: weights as `layer.weight`, `layer.bias`, the rest as JSON in its metadata"
-        path, facts = Path(path), dict(layers=list(self.linear), accuracy=self.accuracy, history=self.history, settings=self.settings)
-        tensors = {f"{layer}.{k}": t.detach().cpu().contiguous() for layer, probe in self.linear.items() for k, t in probe.state_dict().items()}
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata={"probes": json.dumps(facts, sort_keys=True)})
-        os.replace(partial, path)
+        "Write a sealed safetensors file: weights as `layer.weight`, `layer.bias`, the rest as JSON"
+        story = dict(layers=list(self.linear), accuracy=self.accuracy, history=self.history,
+                     settings=self.settings, made_from=self.made_from, weights_sha256=self.sha256())
+        save_tensors(self._tensors(), path, story)
+
+    def sha256(self):
+        "By what probes are known again: the SHA-256 of their weights"
+        return content(*self._tensors().values())
+
+    def _tensors(self):
+        return {f"{layer}.{k}": t for layer, probe in self.linear.items()
+                for k, t in probe.state_dict().items()}
 
     @classmethod
     def load(cls, path):
         "Read what `save` wrote"
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["probes"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except (SafetensorError, KeyError, TypeError) as e:
-            raise ValueError(f"{path} is no probe file or is damaged ({e}); delete it and train the probes again") from e
+        tensors, story = load_tensors(path)
+        if "layers" not in story:
+            raise ValueError(f"{path} is no probe file, but perhaps a network's; give the one that "
+                             "Probes.save wrote")
         linear = {}
-        for layer in facts.pop("layers"):
+        for layer in story["layers"]:
             weight = tensors[f"{layer}.weight"]
             linear[layer] = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype).requires_grad_(False)
             linear[layer].load_state_dict({k: tensors[f"{layer}.{k}"] for k in ("weight", "bias")})
-        return cls(linear, **facts)
+        return cls(linear, **{k: story[k] for k in ("accuracy", "history", "settings", "made_from")})
 
     def __repr__(self):
         return "\n".join(f"{layer:>16}: train {a['train']:.1%}, test {a['test']:.1%}" for layer, a in self.accuracy.items()) or f"Probes({', '.join(self.linear)})"
@@ -178,19 +303,20 @@ def train_probes(
     tol=0.001,        # a probe has converged when its training loss falls by less than this fraction an epoch ...
     patience=10,      # ... on average over this many epochs (and 100 steps); tol=0: never stop before `epochs`
     seed=0,           # of the initial weights and of the order of the data
-    memory=2 * 2**30, # keep the features when they take at most this many bytes, else run the network every epoch
+    memory=2 * 2**30, # bytes of features to keep, more are made every epoch (a last bit may differ)
     half=False,       # learn from features rounded to float16, twice as many of which fit
     progress=True,    # show a progress bar
 ):                    # Probes
     "Train a linear classifier on the features of every layer, all from the same forward passes"
-    wanted, y_train, y_test = [name for name in _named_layers(model, layers) if name != "output"], torch.as_tensor(y_train), torch.as_tensor(y_test)
-    for x, y in ((x_train, y_train), (x_test, y_test)):
-        if len(x) != len(y) or not len(x): raise ValueError(f"{len(x)} inputs but {len(y)} labels; there must be one for each input, and at least one")
-    with _frozen(model):
+    epochs, batch_size = _whole(epochs, "epochs", 1), _whole(batch_size, "batch_size", 1)
+    wanted = [name for name in _named_layers(model, layers) if name != "output"]
+    x_train, y_train = _labelled_inputs(x_train, y_train, "x_train")
+    x_test, y_test = _labelled_inputs(x_test, y_test, "x_test")
+    with _frozen(model), torch.inference_mode(False), torch.enable_grad():
+        classes = _check_data(model, wanted, ((x_train, y_train), (x_test, y_test)))
         source = _Features(model, [*wanted, "output"], x_train, batch_size, memory, half)
         one = source(torch.tensor([0]))
-        for y in (y_train, y_test): _check_labels(y, one["output"].shape[1])
-        linear = {name: _new_probe(one[name], one["output"].shape[1], f"{seed}/{name}") for name in wanted}
+        linear = {name: _new_probe(one[name], classes, f"{seed}/{name}") for name in wanted}
         history = _fit(linear, source, y_train, epochs, lr, momentum, batch_size, tol, patience, seed, progress)
         test = _Features(model, [*wanted, "output"], x_test, batch_size, 0)
         train_acc, test_acc = (_accuracy(linear, s, y, batch_size) for s, y in ((source, y_train), (test, y_test)))
@@ -198,6 +324,21 @@ def train_probes(
     return Probes(linear, {name: {"train": train_acc[name], "test": test_acc[name]} for name in train_acc}, history, settings)
 
 # %% ../nbs/03_scores.ipynb #150a6b71
+def _labelled_inputs(x, y, what):
+    "Inputs without NaN and a label for each"
+    x = _inputs(x, what)
+    if x.is_floating_point() and not torch.stack(x.aminmax()).isfinite().all():
+        raise ValueError(f"{what} holds NaN or infinity; clean it before training on it")
+    return x, _labels(y, x.shape[:1])
+
+def _check_data(model, layers, data):
+    "How many classes the network has, if it can run the data and its labels are among them"
+    for x, y in data:
+        one = _one_input(model, layers, x)
+        _check_labels(y, one["output"].shape[1])
+        _check_company(model, one, x)
+    return one["output"].shape[1]
+
 def _new_probe(f, classes, seed):
     "A linear classifier for features like f, its weights decided by the seed alone"
     with torch.random.fork_rng(devices=[]):
@@ -266,56 +407,131 @@ def score_table(
     max_players=20,    # refuse more players than this
 ):                     # xarray.DataArray "v" (sample, layer, subset), float32
     "v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one forward pass"
-    layers, y, sample = list(_named_layers(model, layers)), torch.as_tensor(y), list(range(len(x)) if sample is None else sample)
-    players = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
-    _check_request(model, x, y, players, layers, probes, baseline, sample, max_players)
-    if batch_size is None: batch_size = 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    read = lambda name, f: f if name == "output" else _probe_logits(probes[name], f)
-    table, passes = torch.empty(len(x), len(layers), 1 << players[0].n), len(x) * -(-(1 << players[0].n) // batch_size)
-    with _frozen(model), torch.inference_mode(), features(model, layers, read) as logits, \
+    layers, x = list(_named_layers(model, layers)), _inputs(x, "x")
+    y, sample = _labels(y, x.shape[:1]), list(range(len(x)) if sample is None else sample)
+    games = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
+    batch_size = _batch_size(model, batch_size)
+    used = _check_request(x, games, layers, probes, baseline, sample)
+    tolerance = _check_network(model, x, y, games, layers, used, baseline, batch_size, max_players)
+    table = torch.empty(len(x), len(layers), 1 << games[0].n)
+    passes, parts = len(x) * -(-table.shape[-1] // batch_size), [model, *used.values()]
+    with _scorer(model, layers, used) as score, \
          tqdm(total=passes, desc="scores", unit="batch", disable=not progress) as bar:
-        for x_i, y_i, game, row in zip(x, y, players, table):
-            batches = []
-            for _, x_T in masked_batches(_to_model(model, x_i), game, baseline, batch_size, max_players):
-                model(x_T)
-                batches.append(torch.stack([_log_odds(_reached(logits, name), y_i.to(x_T.device)).float() for name in layers]))
-                bar.update()
-            row.copy_(torch.cat(batches, -1))
+        for k, v in enumerate(table):
+            one = _to_model(model, x[k])
+            v.copy_(_all_scores(score, one, y[k], games[k], baseline, batch_size, bar))
+            ends = masked(one, baseline, games[k].owner, [0, table.shape[-1] - 1])
+            _check_ends(score, ends, y[k], v, tolerance, f"sample {sample[k]}", parts)
     _check_scores(table, sample, layers)
-    return _labelled(table, y, players, layers, probes, sample)
-
-def _probe_logits(probe, f):
-    "Logits of a probe for a layer's output, None where the shape is not the one it was trained on"
-    weight, f = next(probe.parameters()), f.flatten(1)
-    return probe(f.to(weight.dtype)) if f.shape[1] == weight.shape[1] else None
+    return _labelled(table, y, games, layers, probes, sample)
 
 # %% ../nbs/03_scores.ipynb #a0c6daba
-def _check_request(model, x, y, players, layers, probes, baseline, sample, max_players):
-    "Refuse what cannot work before the first batch of masked inputs"
-    for what, count in (("labels y", y.numel()), ("players", len(players)), ("sample names", len(sample))):
-        if count != len(x) or not count: raise ValueError(f"{len(x)} inputs but {count} {what}; there must be one for each input, and at least one")
-    missing = [name for name in layers if name != "output" and name not in (probes or {})]
-    if missing: raise ValueError(f"no probe for {', '.join(missing)}: pass probes=train_probes(...); only 'output' needs none")
-    if baseline is None: raise ValueError("no baseline: hidden players must be replaced by something; pass baseline=mean_baseline(x_train)")
-    counts = sorted({game.n for game in players})
-    if len(counts) > 1: raise ValueError(f"every input must have the same number of players, got {counts}; make one table for each number")
-    check_size(counts[0], x[0], tables=len(x) * len(layers), max_players=max_players)
-    with _frozen(model), torch.inference_mode(), features(model, ["output"]) as f: model(_to_model(model, x[:1]))
-    if f["output"].ndim != 2 or f["output"].shape[1] < 2: raise ValueError(f"the model must return logits (batch, classes) of at least two classes; one input gave {tuple(f['output'].shape)}")
-    _check_labels(y, f["output"].shape[1])
+@contextmanager
+def _scorer(model, layers, probes):
+    "score(x_T, y): v of a batch of inputs, shape (layer, input), from one forward pass"
+    def read(name, f): return f if name == "output" else _probe_logits(probes[name], f)
+    def score(x_T, y):
+        model(x_T)
+        logits = [_wide(_reached(z, name)) for name in layers]
+        return torch.stack([_log_odds(z_l, y.to(x_T.device)).float() for z_l in logits])
+    with _frozen(model, *probes.values()), torch.inference_mode(), \
+         features(model, layers, read) as z:
+        yield score
+
+def _probe_logits(probe, f):
+    "Logits of a probe for a layer's output"
+    return probe(f.reshape(len(f), -1).to(next(probe.parameters(), f).dtype))
+
+def _batch_size(model, batch_size):
+    if batch_size is not None: return _whole(batch_size, "batch_size", 1)
+    return 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
+
+def _all_scores(score, x, y, game, baseline, batch_size, bar):
+    "The scores of one sample, a batch of its masked inputs at a time"
+    batches = []
+    for _, x_T in masked_batches(x, game, baseline, batch_size, game.n):
+        batches.append(score(x_T, y))
+        bar.update()
+    return torch.cat(batches, -1)
+
+def _check_ends(score, ends, y, v, tolerance, where, modules):
+    "Everything hidden and nothing hidden, each in a pass of its own, must score as in the batch"
+    apart = tolerance * (1 + v.abs().amax(-1))
+    for x_T, in_batch in zip(ends, (v[:, 0], v[:, -1])):
+        alone = score(x_T[None], y)[:, 0].to(v)
+        if ((alone - in_batch).abs() > apart).any():
+            again = score(x_T[None], y)[:, 0].to(v)
+            raise ValueError(_two_answers(where, ((again - alone).abs() > apart).any(), modules))
+
+def _check_request(x, games, layers, probes, baseline, sample):
+    "layer -> probe, if the request is complete"
+    for game in games: _check_players(game)
+    for what, count in (("players", len(games)), ("sample names", len(sample))):
+        if count != len(x):
+            raise ValueError(f"{len(x)} inputs but {count} {what}; "
+                             "there must be one for each input")
+    if not isinstance(probes, (Probes, Mapping, nn.ModuleDict, type(None))):
+        raise TypeError("probes must be what train_probes gives or a dict, layer -> classifier, "
+                        f"got {_kind(probes)}")
+    wanted = [name for name in layers if name != "output"]
+    missing = [name for name in wanted if name not in (probes or {})]
+    if missing:
+        raise ValueError(f"no probe for {', '.join(missing)}: pass probes=train_probes(...); "
+                         "only 'output' needs none")
+    if baseline is None:
+        raise ValueError("no baseline: hidden players must be replaced by something; "
+                         "pass baseline=mean_baseline(x_train)")
+    counts = sorted({game.n for game in games})
+    if len(counts) > 1:
+        raise ValueError(f"every input must have the same number of players, got {counts}; "
+                         "make one table for each number")
+    return {name: probes[name] for name in wanted}
+
+def _check_network(model, x, y, games, layers, probes, baseline, batch_size, max_players):
+    "How far scores may be apart by rounding, if everything in the request belongs together"
+    for name, probe in probes.items():
+        if not isinstance(probe, nn.Module):
+            raise TypeError(f"the probe of {name!r} must be a torch.nn.Module, got {_kind(probe)}")
+    with _frozen(model, *probes.values()), torch.inference_mode():
+        one = _one_input(model, layers, x)
+        _check_labels(y, one["output"].shape[1])
+        for name, probe in probes.items(): _check_probe(name, probe, one[name], one["output"])
+    here = _to_model(model, x[:1])
+    held = max(f.nbytes for f in (here, *one.values())) * 2 + here.nbytes        # in, out, masked
+    batch = min(batch_size, 1 << games[0].n) * held * (here.device.type == "cpu")
+    check_size(games[0].n, here[0], len(x) * len(layers), max_players, batch)
+    for game in games: _fitted(here[0], baseline, game.owner)
+    weights = [w for module in (model, *probes.values()) for w in module.parameters()]
+    return _tolerance(*weights, *one.values())
+
+def _check_probe(name, probe, f, z):
+    "Does a probe take the features of its layer and know the classes of the network?"
+    weight = next(probe.parameters(), f)
+    if weight.device != f.device:
+        raise ValueError(f"the probe of {name!r} is on {weight.device}, the network on {f.device}; "
+                         "move one of them with .to(device)")
+    with _explained(f"layer {name!r} gave other features than its probe was trained on", probe):
+        found = _probe_logits(probe, f)
+    if found.shape != z.shape:
+        raise ValueError(f"the probe of {name!r} gives {tuple(found.shape)} for one input, the "
+                         f"network {tuple(z.shape)}; both must know the same classes")
 
 def _check_scores(table, sample, layers):
-    bad = [f"sample {sample[i]}, layer {layers[l]}" for i, l in (~table.isfinite()).any(-1).nonzero().tolist()]
-    if bad: raise ValueError(f"NaN or infinite scores at {'; '.join(bad[:3])}{' and more' * (len(bad) > 3)}: does the network return NaN for these inputs?")
+    bad = [f"sample {sample[i]}, layer {layers[l]}"
+           for i, l in (~table.isfinite()).any(-1).nonzero().tolist()]
+    if bad:
+        more = " and more" * (len(bad) > 3)
+        raise ValueError(f"NaN or infinite scores at {'; '.join(bad[:3])}{more}: "
+                         "does the network return NaN for these inputs?")
 
-def _labelled(table, y, players, layers, probes, sample):
-    "The table with its labels; the players' names go along as JSON, so that a table can be drawn without its data set"
+def _labelled(table, y, games, layers, probes, sample):
+    "The table with its labels; the players' names go along as JSON, to draw it without its data"
     accuracy = getattr(probes, "accuracy", {})
+    names = [getattr(game, "names", [str(p) for p in range(game.n)]) for game in games]
     coords = dict(
         sample=sample, layer=layers, subset=np.arange(table.shape[-1]),
-        y=("sample", y.numpy()), players=("sample", [json.dumps(game.names) for game in players]),
+        y=("sample", y.cpu().numpy()), players=("sample", [json.dumps(n) for n in names]),
         accuracy=("layer", [accuracy.get(name, {}).get("test", np.nan) for name in layers]),
-        order=("subset", orders(players[0].n).numpy()))
+        order=("subset", orders(games[0].n).numpy()))
     return xr.DataArray(table.numpy(), coords, ("sample", "layer", "subset"), name="v",
-                        attrs=dict(long_name="log-odds of class y", n_players=players[0].n))
+                        attrs=dict(long_name="log-odds of class y", n_players=games[0].n))

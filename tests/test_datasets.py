@@ -1,5 +1,5 @@
 """Data sets: every source behind load(name), and what happens when a file is missing, damaged or not ours."""
-import importlib.util, io, subprocess, sys, urllib.error, zipfile
+import importlib.util, io, subprocess, sys, urllib.error, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from layerwise_knowledge import datasets as D
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not what this project was tested with")
 needs = lambda package: pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
 
 
@@ -56,9 +57,31 @@ def test_sha256_of_several_files_does_not_depend_on_their_order(tmp_path):
     a, b = tmp_path/"a", tmp_path/"b"
     assert D.sha256(a, b) == D.sha256(b, a) != D.sha256(a)
 
-def test_a_known_file_with_another_checksum_warns(tmp_path):
-    (tmp_path/"bike.csv").write_text("x")
-    with pytest.warns(UserWarning, match="not the file this project was tested with"): D._checked(tmp_path/"bike.csv")
+@needs("shapiq")
+def test_known_content_in_any_order_and_any_file_is_known(monkeypatch, tmp_path):
+    "One changed number in one row is named; rows in another order, or UCI's own archive, are the same data"
+    rows = D._from_package("shapiq", "datasets/data/bike.csv")[0].read_text().splitlines(keepends=True)
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
+    (tmp_path/"bike.csv").write_text("".join(rows[:1] + rows[:0:-1]))
+    with warnings.catch_warnings(action="error"):
+        assert D.load("bike").sha256 == D.CONTENT["bike"]
+    cells = rows[5].split(",")
+    cells[-2] = str(float(cells[-2]) + 1)
+    (tmp_path/"bike.csv").write_text("".join(rows[:5] + [",".join(cells)] + rows[6:]))
+    with pytest.warns(UserWarning, match="bike from .* is not what this project was tested with"):
+        D.load("bike")
+
+def test_random_pixels_of_the_right_shape_are_named(monkeypatch, tmp_path):
+    image_file(tmp_path, "mnist")
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
+    with pytest.warns(UserWarning, match="mnist from mnist.npz .* is not what this project"):
+        assert D.load("mnist").sha256 != D.CONTENT["mnist"]
+
+def test_what_is_known_is_what_is_loaded():
+    for name in D.CONTENT:
+        try: found = D.load(name)
+        except D.MissingData: continue
+        assert found.sha256 == D.CONTENT[name], name
 
 
 # ---- images in a folder --------------------------------------------------------------------------------------------------
@@ -74,7 +97,7 @@ def test_images_from_a_folder(monkeypatch, tmp_path, name, shape):
     assert d.x_test.is_contiguous() and 0 <= d.x_test.min() and d.x_test.max() <= 1
     back = (d.x_test[7]*255).round().byte().numpy().transpose(1, 2, 0).squeeze()
     assert (back == arrays["x_test"][7]).all() and d.y_test[7] == arrays["y_test"][7]
-    assert d.sha256 == D.sha256(tmp_path/f"{name}.npz") and name in repr(d) and len(d.classes) == 10
+    assert len(d.sha256) == 64 and name in repr(d) and len(d.classes) == 10
 
 def test_keras_labels_of_shape_n_1(monkeypatch, tmp_path):
     y = np.arange(10_000)[:, None] % 10
@@ -133,7 +156,7 @@ def test_torchvision_gives_the_same_as_the_file(monkeypatch, tmp_path, name):
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
     offline = D.load(name)
     assert torch.equal(online.x_test, offline.x_test) and torch.equal(online.y_train, offline.y_train)
-    assert "torchvision" in online.source and len(online.sha256) == 64
+    assert "torchvision" in online.source and online.sha256 == offline.sha256
 
 
 # ---- what is not there ---------------------------------------------------------------------------------------------------
@@ -228,8 +251,9 @@ def test_ucis_own_archive_gives_the_same_table(tmp_path):
             part = part.astype({c: int for c in ("fnlwgt", "capital-gain", "capital-loss")}).assign(**{"class": part["class"] + stop})
             lines = [", ".join(map(str, row)) for row in part.fillna("?").itertuples(index=False)]
             z.writestr(name, head + "\n".join(lines) + "\n\n")
-    pd.testing.assert_frame_equal(D.read_adult(tmp_path/"adult.zip"), D.read_adult(D._from_package("shapiq", "datasets/data/adult_census.csv")[0]),
-                                  check_dtype=False)
+    csv = D.read_adult(D._from_package("shapiq", "datasets/data/adult_census.csv")[0])
+    pd.testing.assert_frame_equal(D.read_adult(tmp_path/"adult.zip"), csv, check_dtype=False)
+    assert (D._lines(D.read_adult(tmp_path/"adult.zip")) == D._lines(csv)).all()
 
 def test_a_table_without_its_columns_is_refused(monkeypatch, tmp_path):
     (tmp_path/"adult_census.csv").write_text("a,b\n1,2\n")

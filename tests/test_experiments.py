@@ -3,7 +3,7 @@ import shutil, subprocess, sys
 
 import numpy as np, pytest, torch, xarray as xr
 
-from layerwise_knowledge import experiments as ex, scores
+from layerwise_knowledge import experiments as ex, files, scores
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def test_same_settings_same_numbers_and_damage_is_named(cache, monkeypatch, tmp_
     assert (first.gap <= 0.01).all()
     monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"second"))
     xr.testing.assert_identical(first, run())
-    names = lambda folder: sorted(p.name for p in folder.rglob("*"))
+    names = lambda folder: sorted(p.name for p in folder.iterdir() if p.name != ".locks")
     assert names(cache) == names(tmp_path/"second"), "nothing but whole results is left"
-    for path in (tmp_path/"second").iterdir():
+    for path in (p for p in (tmp_path/"second").iterdir() if p.is_file()):
         whole = path.read_bytes()
         path.write_bytes(whole[:len(whole)//2])
         s = ex.settings("smoke", "mnist", "mlp7")
         step = next(k for k in ex.STEPS if f"-{k}-" in path.name)
-        with pytest.raises(ValueError, match=f"{path.name}.*delete it and run again"): getattr(ex, f"get_{step}")(s, progress=False)
+        with pytest.raises(ValueError, match=f"{path.name}.*delete it and"): getattr(ex, f"get_{step}")(s, progress=False)
         path.write_bytes(whole)
 
 
@@ -80,12 +80,6 @@ def test_a_run_killed_in_the_middle_of_its_scores_goes_on(cache, monkeypatch, ro
     xr.testing.assert_identical(resumed, ex.run("smoke", "mnist", "mlp7", progress=False))
 
 
-def test_killed_in_the_middle_of_a_write(tmp_path):
-    def save(x, path): path.write_bytes(b"half"); raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): ex.kept(tmp_path/"a.npy", lambda: 1, save, np.load)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("target", ["label", "predicted"])
 def test_what_is_explained(cache, target):
     s = ex.settings("smoke", "mnist", "mlp7", target=target)
@@ -96,7 +90,6 @@ def test_what_is_explained(cache, target):
     np.testing.assert_array_equal(v.target, wanted)
     np.testing.assert_array_equal(v.y, y)
     assert v.attrs["data_sha256"] and "torch" in v.attrs["versions"]
-    with pytest.raises(ValueError, match="target must be label or predicted"): ex.explained_class(s | {"target": "both"}, model, x, y)
 
 
 @pytest.fixture
@@ -142,9 +135,9 @@ def test_an_extraction_of_other_scores_is_refused(cache):
     s = ex.settings("smoke", "mnist", "mlp7")
     ex.get_interactions(s, progress=False)
     path = ex.step_file(s, "scores", ".nc")
-    found = xr.load_dataset(path)
+    found = files.load_table(path)
     found["v"][0, 0, 3] += 1
-    found.to_netcdf(path, engine="h5netcdf")
+    files.save_table(found, path)
     with pytest.raises(ValueError, match="extracted from other scores than .*delete it"): ex.get_interactions(s, progress=False)
 
 

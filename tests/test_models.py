@@ -1,11 +1,12 @@
 """Networks, their named layers, training that resumes to the same bits, weights in files."""
-import json, os
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from layerwise_knowledge import models as M
+from layerwise_knowledge.files import load_story
 from layerwise_knowledge.datasets import Dataset
 
 count = lambda model: sum(p.numel() for p in model.parameters())
@@ -157,11 +158,11 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(monkeypatch, tmp_path
     whole = small(.5)
     history = M.train(whole, x, y, **settings)
     class Killed(BaseException): pass
-    replace = os.replace
-    def kill(a, b):
-        replace(a, b)
-        if len(torch.load(b, weights_only=True)["history"]) == after: raise Killed
-    monkeypatch.setattr(M.os, "replace", kill)
+    save = M._save_checkpoint
+    def kill(path, **state):
+        save(path, **state)
+        if len(state["history"]) == after: raise Killed
+    monkeypatch.setattr(M, "_save_checkpoint", kill)
     with pytest.raises(Killed): M.train(small(.5), x, y, checkpoint=tmp_path/"run.pt", **settings)
     monkeypatch.undo()
     resumed = M.train(model := small(.5, seed=9), x, y, checkpoint=tmp_path/"run.pt", **settings)       # other initial weights: must not matter
@@ -174,22 +175,29 @@ def test_killed_in_the_middle_of_a_write(monkeypatch, tmp_path):
     x, y = toy()
     M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
     good = (tmp_path/"run.pt").read_bytes()
-    def half(state, path): path.write_bytes(good[:100]); raise KeyboardInterrupt
-    monkeypatch.setattr(M.torch, "save", half)
-    (tmp_path/"new.pt").write_bytes(good)
-    with pytest.raises(KeyboardInterrupt): M._save_checkpoint(tmp_path/"new.pt", history=[])
-    assert (tmp_path/"new.pt").read_bytes() == good
+    def half(path, body):
+        with open(path, "wb") as f: f.write(body[:100])
+        raise KeyboardInterrupt
+    monkeypatch.setattr("pathlib.Path.write_bytes", half)
+    with pytest.raises(KeyboardInterrupt): M._save_checkpoint(tmp_path/"run.pt", history=[])
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    assert (tmp_path/"run.pt").read_bytes() == good
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     x, y = toy()
     M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
     with pytest.raises(ValueError, match="lr was 0.05, is 0.1"): M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **(settings | dict(lr=.1)))
     with pytest.raises(ValueError, match="data was"): M.train(small(), x + .01, y, checkpoint=tmp_path/"run.pt", **settings)
+    x[-1, -1, -1, -1] += 1                                                # one pixel of one sample
+    with pytest.raises(ValueError, match="data was"): M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     x, y = toy()
     (tmp_path/"run.pt").write_bytes(b"PK\x03\x04 half a file")
-    with pytest.raises(ValueError, match="run.pt is damaged.*delete it"): M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
+    with pytest.raises(ValueError, match="run.pt has no seal.*delete it"): M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
+    M._save_checkpoint(tmp_path/"run.pt", model=small().state_dict())
+    with pytest.raises(ValueError, match="run.pt lacks the recipe of its run.*delete it"): M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
 
 @pytest.mark.parametrize("y, message", [(torch.tensor([0, 2]*30), "from 0 to 2"), (torch.tensor([0, -1]*30), "from -1 to 0"), (torch.zeros(3).long(), "3 labels")])
 def test_labels_out_of_range(y, message):
@@ -198,6 +206,17 @@ def test_labels_out_of_range(y, message):
 def test_a_run_that_blows_up_says_so():
     x, y = toy()
     with pytest.raises(FloatingPointError, match="smaller lr"): M.train(small(), x, y, **(settings | dict(lr=1e6)))
+
+@pytest.mark.parametrize("wrong, words", [(dict(epochs=0), "epochs must be .* from 1 on, got 0"), (dict(batch_size=0), "batch_size must be"),
+                                          (dict(lr=0), "lr must be a positive"), (dict(lr=float("nan")), "lr must be a positive")])
+def test_a_recipe_of_nothing_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words): M.train(small(), *toy(), **(settings | wrong))
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.uint8])
+def test_labels_of_other_whole_numbers_are_the_same_labels(dtype):
+    x, y = toy()
+    M.train(a := small(.5), x, y, **settings), M.train(b := small(.5), x.numpy(), y.to(dtype).numpy(), **settings)
+    assert same(a, b)
 
 def test_unknown_augmentation():
     with pytest.raises(ValueError, match="crop\\+flip"): M.train(small(), *toy(), augment="mixup")
@@ -227,9 +246,10 @@ def test_weights_and_story_come_back(tmp_path):
     path = M.save_weights(model, tmp_path/"deep"/"r.safetensors", accuracy=.9, recipe=dict(lr=.1, augment=None))
     again, story = M.load_model(path)
     assert same(model, again) and not again.training
-    assert story == dict(spec=dict(network="resnet20", shape=[3, 32, 32], classes=10), accuracy=.9, recipe=dict(lr=.1, augment=None))
+    assert story == dict(spec=dict(network="resnet20", shape=[3, 32, 32], classes=10), accuracy=.9, recipe=dict(lr=.1, augment=None),
+                         weights_sha256=M.weights_sha256(model))
     assert torch.equal(again(d.x_test), model(d.x_test))
-    assert M.read_metadata(path) == story and not list(path.parent.glob("*.partial"))
+    assert load_story(path) == story and not list(path.parent.glob("*.partial"))
 
 def test_resnets_fit_into_two_megabytes(tmp_path):
     for name in ("resnet20", "resnet32"):
@@ -243,7 +263,7 @@ def test_channels_last_weights_can_be_saved(tmp_path):
 def test_a_truncated_file_is_named(tmp_path, size):
     path = M.save_weights(M.create("resnet20", (1, 28, 28), 10), tmp_path/"w.safetensors")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="w.safetensors is truncated"): M.load_model(path)
+    with pytest.raises(ValueError, match="w.safetensors is damaged"): M.load_model(path)
 
 def test_weights_of_another_network_are_refused(tmp_path):
     path = M.save_weights(M.create("resnet20", (1, 28, 28), 10), tmp_path/"w")
@@ -254,5 +274,5 @@ def test_a_strangers_network_trains_and_saves(tmp_path):
     x, y = toy()
     M.train(model := small(), x, y, **settings)
     path = M.save_weights(model, tmp_path/"w")
-    assert M.load_weights(other := small(seed=5), path) == dict(spec=None) and same(model, other)
+    assert M.load_weights(other := small(seed=5), path) == dict(spec=None, weights_sha256=M.weights_sha256(model)) and same(model, other)
     with pytest.raises(ValueError, match="use load_weights"): M.load_model(path)

@@ -129,6 +129,43 @@ def test_central_patches_stay_central():
         assert len(set(cells)) == 12 and all(1 <= r <= 6 and 1 <= c <= 6 for r, c in cells) and cells == sorted(cells)
 
 
+@pytest.mark.parametrize("x,b,words", [
+    (torch.tensor([0, 9], dtype=torch.uint8), torch.tensor([-5., 3.]), "turn the input to float"),
+    (torch.tensor([0, 9]), torch.tensor([torch.nan, 3.]), "turn the input to float"),
+    (torch.tensor([0, 9]), torch.tensor([1, 2], dtype=torch.int32), "give both the same type"),
+    (torch.tensor([0., 9.]), torch.tensor([1., torch.nan]), "the baseline holds NaN or infinity"),
+    (torch.tensor([0., 9.], dtype=torch.float16), torch.tensor([1e5, 0.]), "infinity in torch.float16")])
+def test_a_baseline_keeps_its_value_or_is_refused(x, b, words):
+    players = FeaturePlayers(range(2))
+    for request in (lambda: masked(x, b, players.owner, [0]), lambda: masked_batches(x, players, b)):
+        with pytest.raises(ValueError, match=words): request()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int8, torch.uint8, torch.bool])
+def test_a_float_input_takes_any_baseline(dtype):
+    x, b = torch.tensor([5., 6.]), torch.tensor([0, 1]).to(dtype)
+    assert torch.equal(masked(x, b, torch.arange(2), [0, 1])[0], torch.tensor([0., 1.]))
+
+
+def test_size_is_measured_against_free_memory(monkeypatch):
+    from layerwise_knowledge import players
+    class Free: available = 12 * 2**20 + 4000
+    monkeypatch.setattr(players.psutil, "virtual_memory", Free)
+    check_size(10, torch.zeros(4), tables=1024, batch=4000)            # 12 bytes a score, and one batch
+    with pytest.raises(ValueError, match="1,024 score tables would take 4.0 MiB.*one batch take 12.0 MiB, "
+                                         "and 12.0 MiB are free"):
+        check_size(10, torch.zeros(4), tables=1024, batch=4001)
+    game, b = FeaturePlayers(range(10)), torch.zeros(10)
+    Free.available = 12 * 2**10 + 999 * 40
+    masked_batches(b, game, b, batch_size=999)
+    with pytest.raises(ValueError, match="are free"): masked_batches(b, game, b, batch_size=1000)
+
+
+def test_a_size_beyond_all_numbers_has_words():
+    with pytest.raises(ValueError, match=r"^3072 players have 2\^3072 subsets: .* 2\^3074 bytes"):
+        check_size(3072, torch.zeros(3072))
+
+
 SQUARE = PatchPlayers([(0, 0)], (1, 6, 6), 3)
 REFUSALS = [
     (lambda: PatchPlayers([(0, 9)], 28, 3), r"patch \(0, 9\) lies outside the image: 28x28 pixels hold a 9x9 grid"),
