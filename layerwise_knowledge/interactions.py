@@ -7,68 +7,129 @@ __all__ = ['n_players', 'and_interactions', 'subset_sum', 'superset_sum', 'or_in
            'shapley_values']
 
 # %% ../nbs/00_interactions.ipynb #1df63cd8
+import numpy as np
 import torch
 
 # %% ../nbs/00_interactions.ipynb #4a7de73b
+def _masked(v):
+    "Is anything in v masked (numpy.ma)?"
+    if isinstance(v, (list, tuple)):
+        return any(map(_masked, v))
+    return np.ma.is_masked(v)
+
+def _tensor(v):
+    "v as a tensor of real numbers, or one sentence on why it cannot be one"
+    if isinstance(v, torch.Tensor) and v.layout == torch.strided and not v.is_complex():
+        return v
+    if _masked(v):
+        raise ValueError("the array is masked in places: fill the gaps (v.filled(...)), or leave "
+                         "those tables out")
+    try:
+        a = np.asarray(v)
+    except (TypeError, ValueError, RuntimeError):            # rows of unequal length, for instance
+        a = np.array(None)
+    if a.dtype.kind not in "biuf" or a.dtype.itemsize > 8:
+        raise ValueError("real numbers of at most 64 bits are wanted, in a tensor, an array or a "
+                         f"list of equal rows; got {type(v).__name__} of {a.dtype}")
+    return torch.from_numpy(np.require(a, a.dtype.newbyteorder("="), "CW"))
+
 def n_players(
     v,  # score table or interactions, shape (..., 2**n)
 ) -> int:  # n
     "Number of players of a table whose last axis runs over all subsets"
-    size = v.shape[-1] if getattr(v, "ndim", 0) else 0
+    axes = tuple(getattr(v, "dims", ["subset"]))
+    if axes[-1:] != ("subset",):
+        raise ValueError("the last axis of a labelled table must be `subset`, but its axes are "
+                         f"{list(axes)}: transpose(..., 'subset') or rename it")
+    shape = tuple(v.shape if hasattr(v, "shape") else _tensor(v).shape)
+    size = shape[-1] if shape else 0
     if size < 1 or size & (size - 1):
-        raise ValueError(f"the last axis must hold one score for each subset, so its length must be a power of two (2**n); got shape {tuple(getattr(v, 'shape', ()))}")
+        raise ValueError("the last axis must hold one score for each subset, so its length must "
+                         f"be a power of two (2**n); got shape {shape}")
     return size.bit_length() - 1
 
 # %% ../nbs/00_interactions.ipynb #43e72360
+def _finite(t):
+    "Is every number of t finite? One sum tells, if it does not overflow itself"
+    return bool(torch.isfinite(t.sum()) or torch.isfinite(t).all())
+
 def _table(v):
-    "v as a floating tensor, checked; integers become float64"
-    t = torch.as_tensor(v)
-    n_players(t)
+    "v as a float tensor, checked; integers become float64, half precision float32"
+    t = _tensor(v)
+    n_players(v)
     if not t.is_floating_point():
-        if t.is_complex(): raise ValueError(f"scores must be real numbers; got {t.dtype}")
         t = t.double()
-    if not torch.isfinite(t).all():
-        raise ValueError(f"scores must be finite; got {(~torch.isfinite(t)).sum()} NaN or infinite of {t.numel()}: look for log p of p = 0, and use scores.log_odds on logits")
+    elif t.dtype.itemsize < 4:
+        t = t.float()
+    if not _finite(t):
+        bad = int((~torch.isfinite(t)).sum())
+        raise ValueError(f"scores must be finite; got {bad} NaN or infinite of {t.numel()}: look "
+                         "for log p of p = 0, and use scores.log_odds on logits")
     return t
 
+def _pair(i_and, i_or):
+    "Both tables, checked; another shape is never stretched to fit"
+    a, o = _table(i_and), _table(i_or)
+    if a.shape != o.shape:
+        raise ValueError("i_and and i_or must have one shape, the same players and the same "
+                         f"tables; got {tuple(a.shape)} and {tuple(o.shape)}")
+    return a, o
+
 def _like(out, v):
-    "A tensor where v was one, else an array"
+    "out of the kind and precision of v, if it fits"
+    dtype = _tensor(v).dtype
+    if dtype.is_floating_point and dtype.itemsize < 4:
+        out = out.to(dtype)
+    if not _finite(out):
+        raise ValueError("the sums over subsets go beyond the largest number of "
+                         f"{str(out.dtype)[6:]}: pass float32 or float64, or scale the table down")
     return out if isinstance(v, torch.Tensor) else out.numpy()
 
 # %% ../nbs/00_interactions.ipynb #eb7808cd
 def _butterfly(v, step):
-    "Apply step(without, with), which changes its arguments in place, to every pair of subsets that differ by one player"
+    "Apply step(without, with), in place, to every pair of subsets that differ by one player"
     out = v.clone(memory_format=torch.contiguous_format)
     for i in range(n_players(v)):
         pair = out.view(*v.shape[:-1], -1, 2, 1 << i)
         step(pair[..., 0, :], pair[..., 1, :])
     return out
 
+def _subtract(without, with_):
+    with_.sub_(without)
+
 def and_interactions(
     v,  # scores v(x_T), shape (..., 2**n); bit i of the index says whether player i is present
 ):      # I_and(S), same shape, dtype and device
-    "Harsanyi dividend of every coalition (Def. 3.1, Eq. 1); raises ValueError for a table that is not 2**n long or not finite"
-    return _like(_butterfly(_table(v), lambda without, with_: with_.sub_(without)), v)
+    """Harsanyi dividend of every coalition (Def. 3.1, Eq. 1)
+
+    Raises ValueError for a table that is not 2**n long or not finite."""
+    return _like(_butterfly(_table(v), _subtract), v)
 
 # %% ../nbs/00_interactions.ipynb #c61c9f1d
+def _add_below(without, with_):
+    with_.add_(without)
+
+def _add_above(without, with_):
+    without.add_(with_)
+
 def subset_sum(
     x,  # one value a subset, shape (..., 2**n)
 ):      # (Zx)_T = Σ_{S⊆T} x_S
     "Zeta transform: add up the subsets of every T; the inverse of `and_interactions`"
-    return _like(_butterfly(_table(x), lambda without, with_: with_.add_(without)), x)
+    return _like(_butterfly(_table(x), _add_below), x)
 
 def superset_sum(
     u,  # one value a subset, shape (..., 2**n)
 ):      # (Zᵀu)_S = Σ_{T⊇S} u_T
     "Transposed zeta transform: add up the supersets of every S"
-    return _like(_butterfly(_table(u), lambda without, with_: without.add_(with_)), u)
+    return _like(_butterfly(_table(u), _add_above), u)
 
 # %% ../nbs/00_interactions.ipynb #8578ab64
 def or_interactions(
     v,  # scores v_or(x_T), shape (..., 2**n)
 ):      # I_or(S), same shape, dtype and device; 0 at the empty set
     "OR interaction of every coalition (Def. 3.2, Eq. 2)"
-    out = -and_interactions(_table(v).flip(-1))
+    out = -_butterfly(_table(v).flip(-1), _subtract)
     out[..., 0] = 0
     return _like(out, v)
 
@@ -78,17 +139,20 @@ def reconstruct(
     i_or,   # I_or(S), same shape
 ):          # v(x_T) for every T, same shape
     "The scores that a set of AND and OR interactions explains (Theorem 3.3)"
-    a, o = _table(i_and), _table(i_or)
-    if a.shape[-1] != o.shape[-1]: raise ValueError(f"i_and and i_or must have the same players; got last axes {a.shape[-1]} and {o.shape[-1]}")
-    return _like(subset_sum(a) + o.sum(-1, keepdim=True) - subset_sum(o).flip(-1), i_and)
+    a, o = _pair(i_and, i_or)
+    missed = _butterfly(o, _add_below).flip(-1)
+    return _like(_butterfly(a, _add_below) + o.sum(-1, keepdim=True) - missed, i_and)
 
 # %% ../nbs/00_interactions.ipynb #24b17ad8
 def orders(
     n: int,  # number of players
 ) -> torch.Tensor:  # (2**n,) |S| of every subset index
     "The order |S| of every subset"
+    if not isinstance(n, (int, np.integer)) or not 0 <= n <= 30:
+        raise ValueError(f"n players must be a whole number from 0 to 30; got {n!r}")
     out = torch.zeros(1, dtype=torch.int64)
-    for _ in range(n): out = torch.cat([out, out + 1])
+    for _ in range(n):
+        out = torch.cat([out, out + 1])
     return out
 
 def shapley_values(
@@ -96,7 +160,7 @@ def shapley_values(
     i_or,   # I_or(S), same shape
 ):          # φ(i), shape (..., n)
     "Shapley value of every player, from its interactions (App. B); they sum to v(x_N) - v(x_∅)"
-    a, o = _table(i_and), _table(i_or)
+    a, o = _pair(i_and, i_or)
     n = n_players(a)
     shared = (a + o) / orders(n).clamp(min=1).to(a)
-    return _like(superset_sum(shared)[..., [1 << i for i in range(n)]], i_and)
+    return _like(_butterfly(shared, _add_above)[..., [1 << i for i in range(n)]], i_and)

@@ -8,14 +8,13 @@ __all__ = ['interaction_table', 'merge_first_order', 'span', 'normalise', 'thres
            'stability', 'noise_ratio']
 
 # %% ../nbs/04_metrics.ipynb #8b3fb6ea
-import math, warnings
+import math, numbers, warnings
 from functools import lru_cache
 import numpy as np, torch, xarray as xr
+from .interactions import _finite, _pair, _tensor
 from .interactions import n_players, orders, subset_sum
 
 # %% ../nbs/04_metrics.ipynb #e38e5c7b
-def _array(t): return t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else np.asarray(t)
-
 def interaction_table(
     i_and,         # I_and(S), shape (sample, layer, 2**n), tensor or array
     i_or,          # I_or(S), same shape
@@ -23,29 +22,72 @@ def interaction_table(
     samples=None,  # names of the samples (default 0, 1, ...)
 ) -> xr.DataArray:  # (sample, layer, kind, subset), with the coordinate `order` on subset
     "Put labels on the interactions of several samples and layers"
-    a, o, layers = _array(i_and), _array(i_or), [str(l) for l in layers]
-    if a.shape != o.shape or a.ndim != 3: raise ValueError(f"i_and and i_or must both have the shape (sample, layer, 2**n); got {a.shape} and {o.shape}")
+    a, o = (t.detach().cpu().numpy() for t in _pair(i_and, i_or))
+    axes, got = ("sample", "layer", "subset"), getattr(i_and, "dims", a.shape)
+    if a.ndim != 3 or any(getattr(x, "dims", axes) != axes for x in (i_and, i_or)):
+        raise ValueError(f"i_and and i_or must have the axes (sample, layer, 2**n); got {got}")
+    if isinstance(layers, str) or not np.iterable(layers):
+        raise TypeError(f"layers must be a list of names, one for each layer; got {layers!r}")
+    layers = [str(l) for l in layers]
     if a.shape[1] != len(layers) or len(set(layers)) < len(layers):
-        raise ValueError(f"one name for each layer is wanted, each a different one: the tables hold {a.shape[1]} layers, the names are {layers}")
-    samples = np.arange(len(a)) if samples is None else _array(samples)
-    if len(samples) != len(a): raise ValueError(f"the tables hold {len(a)} samples, but {len(samples)} names were given")
+        raise ValueError("one name for each layer is wanted, each a different one: the tables "
+                         f"hold {a.shape[1]} layers, the names are {layers}")
+    samples = np.arange(len(a)) if samples is None else np.asarray(samples)
+    if samples.shape != (len(a),):
+        raise ValueError(f"the tables hold {len(a)} samples, but {samples.size} names were given")
     order = orders(n_players(a)).numpy()
-    return xr.DataArray(np.stack([a, o], 2), dims=("sample", "layer", "kind", "subset"), name="interaction", coords=dict(
-        sample=samples, layer=layers, kind=["and", "or"], subset=np.arange(a.shape[-1]), order=("subset", order)))
+    coords = dict(sample=samples, layer=layers, kind=["and", "or"],
+                  subset=np.arange(a.shape[-1]), order=("subset", order))
+    return xr.DataArray(np.stack([a, o], 2), coords, ("sample", "layer", "kind", "subset"),
+                        name="interaction")
 
 # %% ../nbs/04_metrics.ipynb #3a75bb2d
-def _checked(i, *dims):
-    "An interaction table in float64 with its `order` coordinate, or one sentence on what is wrong with it"
-    if isinstance(i, xr.Dataset) and "interaction" in i: i = i.interaction
-    if not isinstance(i, xr.DataArray): raise TypeError(f"a labelled table of interactions is wanted, got {type(i).__name__}: make one with interaction_table(i_and, i_or, layers)")
+def _labelled(i, *dims):
+    "A table by kind, subset and dims, with its `order`, or one sentence on what is wrong with it"
+    if isinstance(i, xr.Dataset) and "interaction" in i:
+        i = i.interaction
+    if not isinstance(i, xr.DataArray):
+        raise TypeError(f"a labelled table of interactions is wanted, got {type(i).__name__}: "
+                        "make one with interaction_table(i_and, i_or, layers)")
     if missing := [d for d in ("kind", "subset", *dims) if d not in i.dims]:
-        raise ValueError(f"the table of interactions has no axis {missing}: its axes are {list(i.dims)}; see interaction_table")
-    if "kind" not in i.coords or sorted(i.kind.values.tolist()) != ["and", "or"]:
-        raise ValueError(f"the axis `kind` must hold 'and' and 'or'; it holds {i.coords['kind'].values.tolist() if 'kind' in i.coords else 'no names'}")
+        raise ValueError(f"the table of interactions has no axis {missing}: its axes are "
+                         f"{list(i.dims)}; see interaction_table")
+    if i.size == 0:
+        raise ValueError(f"the table of interactions is empty: its sizes are {dict(i.sizes)}")
+    kinds = i.kind.values.tolist() if "kind" in i.coords else "no names"
+    wanted = (["and", "or"], ["or", "and"]) + (["and"], ["or"])*(i.dtype == bool)
+    if kinds not in wanted:                                   # sets of one kind can be compared
+        raise ValueError(f"the axis `kind` must hold 'and' and 'or'; it holds {kinds}")
     order = orders(n_players(i.isel({d: 0 for d in i.dims if d != "subset"}))).numpy()
-    if "subset" in i.coords and not np.array_equal(i.subset, np.arange(len(order))): raise ValueError("the axis `subset` must run over all bitmasks 0, 1, ..., 2**n - 1 in this order; select samples, layers or kinds instead, and orders after the sums")
-    if bad := int((~np.isfinite(i)).sum()): raise ValueError(f"interactions must be finite; got {bad} NaN or infinite of {i.size}: look at the score table they come from")
-    return i.astype(float).assign_coords(order=("subset", order))
+    if "subset" in i.coords and not np.array_equal(i.subset, np.arange(len(order))):
+        raise ValueError("the axis `subset` must run over all bitmasks 0, 1, ..., 2**n - 1 in "
+                         "this order; select samples, layers or kinds instead, and orders after "
+                         "the sums")
+    return i.assign_coords(order=("subset", order))
+
+def _real(x, what):
+    "x in float64, if it holds real numbers that are finite and whose sum is"
+    if x.dtype.kind not in "fiu":
+        raise ValueError(f"{what} must be real numbers; got {x.dtype}")
+    x = x.astype(float)
+    with np.errstate(over="ignore"):
+        total = np.abs(x.values).sum()
+    if not np.isfinite(total):
+        bad = int((~np.isfinite(x)).sum())
+        raise ValueError(f"{what} must be finite, and their sum too; got {bad} NaN or infinite "
+                         f"of {x.size}: look at the score table they come from")
+    return x
+
+def _checked(i, *dims):
+    "An interaction table in float64, or one sentence on what is wrong with it"
+    return _real(_labelled(i, *dims), "interactions")
+
+def _aligned(words, *tables):
+    "Refuse tables whose samples, layers or subsets differ"
+    try:
+        xr.align(*tables, join="exact", copy=False)
+    except ValueError:
+        raise ValueError(words) from None
 
 # %% ../nbs/04_metrics.ipynb #a74c1fee
 def merge_first_order(
@@ -57,16 +99,29 @@ def merge_first_order(
     return i.where(i.order != 1, moved).transpose(*i.dims)
 
 # %% ../nbs/04_metrics.ipynb #b39b6484
+def _scores_of(i, v):
+    "The score table v of the interactions i in float64, or one sentence on what is wrong with it"
+    if not isinstance(v, xr.DataArray):
+        raise TypeError("a labelled score table (xarray.DataArray) with the axes sample, layer "
+                        f"and subset is wanted; got {type(v).__name__}")
+    axes = [d for d in i.dims if d != "kind"]
+    if not {"sample", "layer", "subset"}.intersection(axes) <= set(v.dims) <= set(axes):
+        raise ValueError(f"the score table must have the axes {axes}; got {list(v.dims)}")
+    _aligned("the score table and the interactions must hold the same samples and layers in the "
+             f"same order, and the same players; got {dict(v.sizes)} and {dict(i.sizes)}",
+             v, i.isel(kind=0, drop=True))
+    return _real(v, "scores")
+
 def span(
     i,       # interactions (sample, layer, kind, subset)
     v=None,  # their score table (sample, layer, subset), if at hand
 ) -> xr.DataArray:  # (layer), or a single number for a table of one layer
     "E_x|v_l(x_N) - v_l(x_∅)|: how far the whole picture moves the score"
     i = _checked(i, "sample")
-    if v is None: return abs(i.where(i.order > 0, 0).sum(["kind", "subset"])).mean("sample")
-    try: xr.align(v.isel(subset=-1, drop=True), i.isel(subset=0, kind=0, drop=True), join="exact")
-    except ValueError: raise ValueError("the score table and the interactions must hold the same samples and layers in the same order") from None
-    return abs(v.astype(float).isel(subset=-1, drop=True) - v.astype(float).isel(subset=0, drop=True)).mean("sample")
+    if v is None:
+        return abs(i.where(i.order > 0, 0).sum(["kind", "subset"])).mean("sample")
+    v = _scores_of(i, v)
+    return abs(v.isel(subset=-1, drop=True) - v.isel(subset=0, drop=True)).mean("sample")
 
 def normalise(
     i,       # interactions (sample, layer, kind, subset)
@@ -75,8 +130,10 @@ def normalise(
     "Divide layer l by E_x|v_l(x_N) - v_l(x_∅)| (App. M.4)"
     scale = span(i, v)
     if not (scale > 0).all():
-        flat = scale.layer[scale.values == 0].values.tolist() if "layer" in scale.dims else "this layer"
-        raise ValueError(f"cannot normalise {flat}: v(x_N) = v(x_∅) in every sample, so the score does not depend on the players; leave that layer out")
+        layered = "layer" in scale.dims
+        flat = scale.layer[scale.values == 0].values.tolist() if layered else "this layer"
+        raise ValueError(f"cannot normalise {flat}: v(x_N) = v(x_∅) in every sample, so the score "
+                         "does not depend on the players; leave that layer out")
     return (_checked(i) / scale).transpose(*i.dims)
 
 # %% ../nbs/04_metrics.ipynb #b775d4e0
@@ -86,10 +143,29 @@ def threshold(
     per_sample=False,  # the strongest of each sample (footnote 7) instead of the strongest of all
 ) -> xr.DataArray:  # τ, (layer) or (sample, layer)
     "The strength above which an interaction is salient (App. M.4)"
-    if not 0 <= fraction <= 1: raise ValueError(f"fraction is a part of the strongest interaction, between 0 and 1; got {fraction}")
+    number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
+    if not number or not 0 <= fraction <= 1:
+        raise ValueError("fraction is a part of the strongest interaction, between 0 and 1; "
+                         f"got {fraction!r}")
     i = merge_first_order(i)
     strength = abs(i).where(i.order > 0, 0)
-    return fraction * strength.max([d for d in i.dims if d in ("kind", "subset") or d == "sample" and not per_sample])
+    over = ("kind", "subset") if per_sample else ("kind", "subset", "sample")
+    return fraction * strength.max([d for d in i.dims if d in over])
+
+def _tau(tau, i):
+    "τ with labels, if it fits the interactions i"
+    tau = tau if isinstance(tau, xr.DataArray) else xr.DataArray(tau)
+    sound = tau.dtype.kind in "fiu" and bool((np.isfinite(tau) & (tau >= 0)).all())
+    if not sound or not set(tau.dims) <= set(i.dims):
+        raise ValueError("tau must be a number of at least 0, or such numbers by layer or sample "
+                         f"as threshold(i) gives them; got {' '.join(repr(tau).split())[:90]}")
+    other = ("tau was made for other samples or layers than these interactions: make it with "
+             "threshold(i)")
+    _aligned(other, tau, i.isel(kind=0, subset=0))
+    one = [d for d in ("sample", "layer") if all(d in x.coords and not x[d].ndim for x in (tau, i))]
+    if any(tau[d].item() != i[d].item() for d in one):
+        raise ValueError(other)
+    return tau
 
 def salient(
     i,         # interactions (sample, layer, kind, subset)
@@ -97,21 +173,42 @@ def salient(
 ) -> xr.DataArray:  # the same shape, bool; False for the empty set
     "Ω: which interactions are stronger than τ"
     i = merge_first_order(i)
-    tau = threshold(i) if tau is None else tau
-    if isinstance(tau, xr.DataArray):
-        try: xr.align(tau, i.isel(kind=0, subset=0), join="exact")
-        except ValueError: raise ValueError("tau was made for other samples or layers than these interactions: make it with threshold(i)") from None
+    tau = threshold(i) if tau is None else _tau(tau, i)
     return ((abs(i) > tau) & (i.order > 0)).transpose(*i.dims)
 
 # %% ../nbs/04_metrics.ipynb #d9687c38
+def _shared(i_l, i_L):
+    return np.sign(i_l) * np.minimum(abs(i_l), abs(i_L)) * (np.sign(i_l) == np.sign(i_L))
+
+def _part(x):
+    "x as it is, a list as an array, if it holds finite numbers"
+    t = x if isinstance(x, xr.DataArray) else xr.DataArray(_tensor(x).detach().double().cpu())
+    _real(t, "interactions")
+    return x if isinstance(x, (xr.DataArray, torch.Tensor)) else np.asarray(x)
+
+def _match(a, b):
+    "Refuse other shapes and, where there are labels, other samples, layers or subsets"
+    words = f"they must be of the same samples and subsets; got {tuple(a.shape)}, {tuple(b.shape)}"
+    if isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray):
+        _aligned(words, a, b)
+    elif a.shape != b.shape:
+        raise ValueError(words)
+
 def shared(
     i_l,        # interactions of layer l
     i_L,        # interactions of the output, or of whichever layer l is compared with
     both=None,  # bool: salient in both; elsewhere shared is 0. Left out: the literal reading of Eq. 7
 ):  # the part of I_l(S) that I_L(S) has too
     "What two layers have in common of one interaction (Eq. 7)"
-    common = np.sign(i_l) * np.minimum(abs(i_l), abs(i_L)) * (np.sign(i_l) == np.sign(i_L))
-    return common if both is None else common * both
+    i_l, i_L = _part(i_l), _part(i_L)
+    _match(i_l, i_L)
+    if both is None:
+        return _shared(i_l, i_L)
+    both = both if hasattr(both, "dtype") else np.asarray(both)
+    if str(both.dtype) not in ("bool", "torch.bool"):
+        raise ValueError(f"both says yes or no for every set, so it must be bool; got {both.dtype}")
+    _match(i_l, both)
+    return _shared(i_l, i_L) * both
 
 # %% ../nbs/04_metrics.ipynb #96fdcaaa
 def _by_order(x):
@@ -121,19 +218,35 @@ def _by_order(x):
 def _compared(x, reference):
     "Layers l, and the layer that each of them is compared with"
     names = x.layer.values.tolist()
-    if reference == "next": return x.isel(layer=slice(-1)), x.isel(layer=slice(1, None)).assign_coords(layer=x.layer[:-1])
-    if reference is None: reference = names[-1]
-    if reference not in names: raise ValueError(f"the reference layer {reference!r} is not in the table; it holds {names}")
+    if reference == "next":
+        following = x.isel(layer=slice(1, None)).assign_coords(layer=x.layer[:-1])
+        return x.isel(layer=slice(-1)), following
+    if reference is None:
+        reference = names[-1]
+    if reference not in names:
+        raise ValueError(f"the reference layer {reference!r} is not in the table; it holds {names}")
     return x, x.sel(layer=reference, drop=True)
 
 def _check_layers(i, reference):
     "The last layer is the output, and the layers share a scale"
-    if "layer" not in i.coords: raise ValueError("the layers have no names, so the output cannot be told from the others: see interaction_table")
+    if "layer" not in i.coords:
+        raise ValueError("the layers have no names, so the output cannot be told from the others: "
+                         "see interaction_table")
     names = i.layer.values.tolist()
-    if reference is None and "output" in names[:-1]: raise ValueError(f"the last layer must be the network's own output, but the layers are {names}: put 'output' last, or say which one to compare with, reference='output'")
-    if reference == "next" and len(names) < 2: raise ValueError(f"reference='next' compares neighbours, so it takes two layers or more; got {names}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"one name for each layer is wanted, each a different one; got {names}")
+    if reference is None and "output" in names[:-1]:
+        raise ValueError("the last layer must be the network's own output, but the layers are "
+                         f"{names}: put 'output' last, or say which one to compare with, "
+                         "reference='output'")
+    if reference == "next" and len(names) < 2:
+        raise ValueError("reference='next' compares neighbours, so it takes two layers or more; "
+                         f"got {names}")
     s = span(i)
-    if s.max() > 2 * s.min(): warnings.warn(f"these layers do not share a scale: E|v(x_N)-v(x_∅)| runs from {float(s.min()):.3g} to {float(s.max()):.3g}; call normalise(i, v) first", stacklevel=3)
+    if s.max() > 2 * s.min():
+        warnings.warn("these layers do not share a scale: E|v(x_N)-v(x_∅)| runs from "
+                      f"{float(s.min()):.3g} to {float(s.max()):.3g}; call normalise(i, v) first",
+                      stacklevel=3)
 
 # %% ../nbs/04_metrics.ipynb #76ab1d60
 def sample_metrics(
@@ -148,7 +261,8 @@ def sample_metrics(
     omega = salient(i, tau)
     (i_l, i_L), (omega_l, omega_L) = _compared(i, reference), _compared(omega, reference)
     both = omega_l & omega_L
-    s = shared(i_l, i_L, None if literal else both)
+    s = _shared(i_l, i_L)
+    s = s if literal else s * both
     m = _by_order(xr.Dataset(dict(
         all=abs(i_l) * omega_l, all_L=abs(i_L) * omega_L, overlap=abs(s) * both,
         forget=abs(i_l - s) * omega_l, new=abs(i_L - s) * omega_L, count=omega_l)))
@@ -175,6 +289,24 @@ def layer_metrics(
     return m.assign_attrs(per_sample.attrs, samples=per_sample.sizes["sample"])
 
 # %% ../nbs/04_metrics.ipynb #1fa5edbe
+def _check_bootstrap(x, dim, draws, level):
+    "One sentence on what bootstrap cannot draw from, or cannot draw"
+    if not isinstance(x, xr.DataArray):
+        raise TypeError("bootstrap takes labelled values (xarray.DataArray) with the axis "
+                        f"{dim!r}; got {type(x).__name__}")
+    if dim not in x.dims:
+        raise ValueError(f"bootstrap draws from the axis {dim!r}, but the axes are "
+                         f"{list(x.dims)}: pass values of single samples, e.g. "
+                         "sample_metrics(i).completeness")
+    if x.dtype.kind not in "fiub" or np.isinf(x).any() or not x.sizes[dim]:
+        raise ValueError("bootstrap averages finite numbers, NaN left out, of one sample or "
+                         f"more; got {dict(x.sizes)} of {x.dtype}")
+    if isinstance(draws, bool) or not isinstance(draws, numbers.Integral) or draws < 1:
+        raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}")
+    if not isinstance(level, numbers.Real) or not 0 < level < 1:
+        raise ValueError("level is the part of the averages inside, between 0 and 1; "
+                         f"got {level!r}")
+
 def bootstrap(
     x,             # one value a sample: DataArray or Dataset with the axis `dim`; NaN is left out
     dim="sample",  # the axis that is drawn from
@@ -183,28 +315,37 @@ def bootstrap(
     seed=0,        # same seed, same draws, so that curves of the same samples move together
 ) -> xr.Dataset:  # mean, low, high (for a Dataset: along a new axis `bound`)
     "Percentile bootstrap interval of the mean over samples"
-    if isinstance(x, xr.Dataset): return x.map(lambda y: bootstrap(y, dim, draws, level, seed).to_array("bound"))
-    if dim not in x.dims: raise ValueError(f"bootstrap draws from the axis {dim!r}, but the axes are {list(x.dims)}: pass values of single samples, e.g. sample_metrics(i).completeness")
+    if isinstance(x, xr.Dataset):
+        return x.map(lambda y: bootstrap(y, dim, draws, level, seed).to_array("bound"))
+    _check_bootstrap(x, dim, draws, level)
     n, x = x.sizes[dim], x.astype(float)
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
     times = xr.DataArray(times.astype(float), dims=("draw", dim))
     seen = xr.dot(times, x.notnull().astype(float), dim=dim)
     means = xr.dot(times, x.fillna(0), dim=dim) / seen.where(seen > 0)
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        low, high = (means.quantile(q, "draw", skipna=True).drop_vars("quantile") for q in ((1 - level) / 2, (1 + level) / 2))
+        ends = (means.quantile(q, "draw", skipna=True) for q in ((1 - level) / 2, (1 + level) / 2))
+        low, high = (end.drop_vars("quantile") for end in ends)
     return xr.Dataset(dict(mean=_mean(x, dim), low=low, high=high))
 
 # %% ../nbs/04_metrics.ipynb #9f8feb05
 def _sets(x, tau):
     "Salient sets: those given, or those of a table of interactions"
-    if x.dtype == bool: return x
-    return salient(x, tau)
+    x = _labelled(x, "sample")
+    return x if x.dtype == bool else salient(x, tau)
 
 def _two_networks(a, b):
-    if ("layer" in a.dims or "layer" in b.dims) and not (a.indexes.get("layer") is not None and a.indexes["layer"].equals(b.indexes.get("layer"))):
-        raise ValueError("the layers of two networks do not match by name: choose one of each, e.g. iou(a.sel(layer='output'), b.sel(layer='output'))")
+    "Both tables, of the same samples and players, and of the same layers if there are several"
+    a, b = _labelled(a, "sample"), _labelled(b, "sample")
+    named = [x.indexes["layer"].tolist() if "layer" in x.indexes else None for x in (a, b)]
+    if ("layer" in a.dims or "layer" in b.dims) and (None in named or named[0] != named[1]):
+        raise ValueError("the layers of two networks do not match by name: choose one of each, "
+                         "e.g. iou(a.sel(layer='output'), b.sel(layer='output'))")
     for d in ("sample", "subset"):
-        if a.sizes.get(d) != b.sizes.get(d) or not np.array_equal(a[d], b[d]): raise ValueError(f"two networks are compared on the same samples and players, but their axes {d!r} differ: {a.sizes.get(d)} and {b.sizes.get(d)} entries")
+        if not np.array_equal(a[d], b[d]):
+            raise ValueError("two networks are compared on the same samples and players, but "
+                             f"their axes {d!r} differ: {a.sizes[d]} and {b.sizes[d]} entries")
+    return a, b
 
 def _average(x, per_sample):
     "The mean over samples, with the number of samples left out as the coordinate `left_out`"
@@ -218,7 +359,7 @@ def iou(
     per_sample=False,  # keep the axis `sample`
 ) -> xr.DataArray:  # (kind, order), with the coordinate `left_out`
     "Intersection over union of the salient sets of each order, mean over samples (Section 3.3)"
-    _two_networks(a, b)
+    a, b = _two_networks(a, b)
     A, B = _sets(a, tau_a), _sets(b, tau_b)
     union = _by_order(A | B)
     return _average((_by_order(A & B) / union).where(union > 0).rename("iou"), per_sample)
@@ -238,7 +379,7 @@ def iou_by_chance(
     per_sample=False,  # keep the axis `sample`
 ) -> xr.DataArray:  # (kind, order), with the coordinate `left_out`
     "The IoU that random sets of the same sizes would have"
-    _two_networks(a, b)
+    a, b = _two_networks(a, b)
     A, B = (_by_order(_sets(x, tau)) for x, tau in ((a, tau_a), (b, tau_b)))
     n = int(A.order.max())
     candidates = xr.DataArray([math.comb(n, int(m)) for m in A.order], dims="order", coords=dict(order=A.order))
@@ -256,21 +397,36 @@ def iou_above_chance(
     return _average(((iou(a, b, tau_a, tau_b, per_sample=True) - chance) / (1 - chance).where(chance < 1)).rename("iou_above_chance"), per_sample)
 
 # %% ../nbs/04_metrics.ipynb #924c92c2
+def _check_moments(mean, std, omega):
+    "Refuse moments that do not belong to the clean interactions, or that are none"
+    if not isinstance(mean, xr.DataArray) or not isinstance(std, xr.DataArray):
+        raise TypeError("mean and std must be labelled tables (xarray.DataArray); got "
+                        f"{type(mean).__name__} and {type(std).__name__}")
+    words = "the noisy and the clean interactions must hold the same samples, layers and subsets"
+    if not set(mean.dims) == set(std.dims) == set(omega.dims):
+        raise ValueError(f"{words}; got the axes {list(mean.dims)} and {list(omega.dims)}")
+    _aligned(words, omega, mean, std)
+    real = mean.dtype.kind in "fiu" and std.dtype.kind in "fiu"
+    if not real or (omega & (np.isinf(mean) | np.isinf(std) | (std < 0))).any():
+        raise ValueError("mean and std must be finite numbers, std at least 0")
+    if (omega & (mean.isnull() != std.isnull())).any():
+        raise ValueError("mean and std must be NaN at the same sets, those that were not followed")
+
 def stability_from_moments(
     mean,              # E_ε I(S|x+ε), (sample, layer, kind, subset), first orders merged before the draws were averaged
-    std,               # standard deviation over the draws, same shape
+    std,               # standard deviation over the draws, same shape; both NaN: not followed
     clean,             # interactions of the clean samples, or their salient sets (bool)
     tau=None,          # τ of the clean interactions (default: threshold(clean))
     per_sample=False,  # keep the axis `sample`
 ) -> xr.DataArray:  # (layer, kind, order), with the coordinates `left_out` (samples) and `frozen` (sets of zero variance)
     "Mean over standard deviation of the clean sample's salient interactions, by order"
     omega = _sets(clean, tau)
+    _check_moments(mean, std, omega)
     omega, mean, std = (z.drop_vars("order", errors="ignore") for z in (omega, mean, std))
-    try: xr.align(omega, mean, std, join="exact")
-    except ValueError: raise ValueError("the noisy and the clean interactions must hold the same samples, layers and subsets") from None
     moves = std > 1e-12 * abs(mean)                              # equal draws differ by rounding only
     order = ("subset", orders(n_players(omega.transpose(..., "subset"))).numpy())
-    z = xr.Dataset(dict(ratio=(abs(mean) / std).where(omega & moves, 0), n=omega & moves, frozen=omega & ~moves)).assign_coords(order=order)
+    z = xr.Dataset(dict(ratio=(abs(mean) / std).where(omega & moves, 0), n=omega & moves,
+                        frozen=omega & ~moves & std.notnull())).assign_coords(order=order)
     z = _by_order(z)
     out = _average((z.ratio / z.n.where(z.n > 0)).rename("stability"), per_sample)
     return out.assign_coords(frozen=z.frozen if per_sample else z.frozen.sum("sample"))
@@ -283,25 +439,47 @@ def stability(
 ) -> xr.DataArray:  # (layer, kind, order), with the coordinates `left_out` and `frozen`
     "E_x E_{S∈Ω} |mean_ε I| / std_ε I by order (Section 3.3)"
     draws = merge_first_order(_checked(draws, "draw", "sample"))
-    if draws.sizes["draw"] < 2: raise ValueError(f"a standard deviation takes two draws or more, got {draws.sizes['draw']}")
+    if draws.sizes["draw"] < 2:
+        raise ValueError("a standard deviation takes two draws or more, got "
+                         f"{draws.sizes['draw']}")
     return stability_from_moments(draws.mean("draw"), draws.std("draw"), clean, tau, per_sample)
 
 # %% ../nbs/04_metrics.ipynb #be133c62
+def _check_pixels(x, noise, owner):
+    "One sentence on shapes that do not fit, on gaps, and on owners that are no players"
+    if x.ndim < 2:
+        raise ValueError(f"x must hold one input a sample, (sample, ...); got {tuple(x.shape)}")
+    if noise.shape[-x.ndim:] != x.shape or noise.ndim > x.ndim + 1:
+        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, or "
+                         f"(draws, *x.shape); got {tuple(noise.shape)}")
+    if owner.shape not in (x.shape, x.shape[1:]):
+        raise ValueError("owner says whose each pixel is, so its shape must be that of one "
+                         f"input, {tuple(x.shape[1:])}, or of all; got {tuple(owner.shape)}")
+    if not _finite(x) or not _finite(noise):
+        raise ValueError("x and noise must be finite; got NaN or infinite pixels")
+    players = owner.double()
+    if not ((players == players.round()) & (players >= -1) & (players < 30)).all():
+        raise ValueError("owner must hold whole numbers, 0 to 29 for a player or -1 for nobody")
+    if not (players >= 0).any():
+        raise ValueError("owner must give a pixel to one player at least; all belong to nobody")
+
 def noise_ratio(
     x,       # inputs (sample, ...)
     noise,   # what was added to them, same shape, or with draws before it (draw, sample, ...)
     owner,   # whose pixel it is, 0..n-1 or -1 for nobody's: shape of one input, or (sample, ...)
 ) -> xr.DataArray:  # ((draw,) sample, subset), with the coordinate `order`; NaN where x_S is black
     "Relative size of the noise on the pixels of S, for every S (App. L)"
-    x, noise, owner = (torch.as_tensor(_array(t)) for t in (x, noise, owner))
-    if noise.shape[-x.ndim:] != x.shape or noise.ndim > x.ndim + 1: raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, or (draws, *x.shape); got {tuple(noise.shape)}")
-    if owner.shape not in (x.shape, x.shape[1:]): raise ValueError(f"owner says whose each pixel is, so its shape must be that of one input, {tuple(x.shape[1:])}, or of all; got {tuple(owner.shape)}")
+    x, noise, owner = (_tensor(t).detach().cpu() for t in (x, noise, owner))
+    _check_pixels(x, noise, owner)
     n = int(owner.max()) + 1
-    mine = torch.stack([owner.expand(x.shape) == k for k in range(n)], -1).flatten(1, -2).double()       # (sample, pixel, player)
-    def squared_norms(z):                                                                             # of every subset
+    mine = torch.stack([owner.expand(x.shape) == k for k in range(n)], -1)
+    mine = mine.flatten(1, -2).double()                          # (sample, pixel, player)
+    def squared_norms(z):                                        # of every subset
         out = torch.zeros(*z.shape[:-1], 2**n, dtype=torch.float64)
         out[..., [1 << k for k in range(n)]] = torch.einsum("...sp,spk->...sk", z.double()**2, mine)
         return subset_sum(out)
-    ratio = (squared_norms(noise.flatten(noise.ndim - x.ndim + 1)) / squared_norms(x.flatten(1))).sqrt()
+    added = noise.flatten(noise.ndim - x.ndim + 1)
+    ratio = (squared_norms(added) / squared_norms(x.flatten(1))).sqrt()
     ratio[~ratio.isfinite()] = torch.nan
-    return xr.DataArray(ratio.numpy(), dims=("draw", "sample", "subset")[-ratio.ndim:], name="noise_ratio", coords=dict(order=("subset", orders(n).numpy())))
+    return xr.DataArray(ratio.numpy(), dict(order=("subset", orders(n).numpy())),
+                        ("draw", "sample", "subset")[-ratio.ndim:], name="noise_ratio")

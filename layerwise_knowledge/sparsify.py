@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import numpy as np
+import psutil
 import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from .interactions import _table, n_players, orders
+from .interactions import _finite, _table, _tensor, n_players, orders
 from .solver import Rule, douglas_rachford, mend, solve, zeta
 
 # %% ../nbs/01_sparsify.ipynb #d81c6b73
@@ -50,22 +51,25 @@ def _certificate(z, low, low_cost, prefer):
     return objective, low, gap, order_gap
 
 # %% ../nbs/01_sparsify.ipynb #7419f262
-def _kappa(rule, v):
+def _kappa(rule, v, shape):
     "κ of every table (B, 2**n): a share of the effect, of the range, or a value"
     name, value = rule if isinstance(rule, tuple) and len(rule) == 2 else ("relative", rule)
     scales = {"relative": np.abs(v[:, -1] - v[:, 0]), "robust": np.ptp(v, axis=1),
               "absolute": np.ones(len(v))}
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
     try:
-        share = np.asarray(value, dtype=float).ravel()
-    except (TypeError, ValueError):
-        share = np.array([math.nan])
-    sound = share.size in (1, len(v)) and (np.isfinite(share) & (share >= 0)).all()
-    if not isinstance(name, str) or name not in scales or not sound:
-        raise ValueError("kappa must be a number >= 0, or ('relative' | 'robust' | 'absolute', "
-                         f"number or one number per table); got {rule!r}")
-    return share*scales[name]
+        share = _tensor(value)
+    except ValueError:
+        share = torch.tensor(math.nan)
+    sound = share.dtype != torch.bool and tuple(share.shape) in ((), shape)
+    share = share.detach().double().cpu().numpy().ravel()
+    sound = sound and isinstance(name, str) and name in scales and (share >= 0).all()
+    with np.errstate(over="ignore", invalid="ignore"):
+        kappa = share*scales[name] if sound else np.array(math.nan)
+    if not np.isfinite(kappa).all():
+        raise ValueError(f"kappa must be a number >= 0, or one for each table (shape {shape}), "
+                         "alone or in ('relative' | 'robust' | 'absolute', kappa); "
+                         f"got {' '.join(repr(rule).split())[:90]}")
+    return kappa
 
 # %% ../nbs/01_sparsify.ipynb #c516dfda
 @dataclass(repr=False)
@@ -102,36 +106,57 @@ def _one_thread():
     finally:
         torch.set_num_threads(threads)
 
+def _solve_named(place, *table):
+    "One table; if it cannot be solved, its place among the others goes with the reason"
+    try:
+        return solve(*table)
+    except ValueError as wrong:
+        name = f"v[{', '.join(map(str, place))}]: " if place else ""
+        raise ValueError(f"{name}{wrong}") from None
+
 def _solve_alone(*table):
     "One table, in a process of its own"
     with threadpool_limits(1, user_api="blas"):
-        return solve(*table)
+        return _solve_named(*table)
 
-def _solve_side_by_side(v, k, guess, rule, processes):
+def _solve_side_by_side(places, v, k, guess, rule, processes):
     "z and two bounds of each table; several at a time where that is worth the processes' start"
-    tables = zip(v, k, guess, [rule]*len(v))
+    tables = zip(places, v, k, guess, [rule]*len(v))
     if processes == 1 or v.size < 2**14:
-        return (solve(*table) for table in tables)
+        return (_solve_named(*table) for table in tables)
     jobs = (delayed(_solve_alone)(*table) for table in tables)
     return Parallel(processes, return_as="generator")(jobs)
 
 # %% ../nbs/01_sparsify.ipynb #4c7c9451
-def _solve_all(v, k, rule, device, progress):
+def _solve_all(v, k, shape, rule, device, progress):
     "z (B, 2, 2**n) and bounds of Σ|I| and of Σ cost·|I|, for tables of range 1 (or 0)"
     z, low = np.zeros((len(v), 2, v.shape[1])), np.zeros((2, len(v)))
     hard = np.flatnonzero(np.ptp(v, axis=1) > 2*k) if v.shape[1] > 1 else np.array([], int)
+    places = list(np.ndindex(shape))
     batches = np.array_split(hard, max(1, -(-hard.size*v.shape[1]//2**18)))
     bar = tqdm(total=len(hard), disable=not progress, desc="sparsify")
     with bar, _one_thread() as threads:
         for ids in filter(len, batches):
             _, noise, _ = douglas_rachford(*(torch.from_numpy(x[ids]).to(device) for x in (v, k)))
             guess = noise.abs().cpu().numpy() >= .99*k[ids, None]
-            for i, solved in zip(ids, _solve_side_by_side(v[ids], k[ids], guess, rule, threads)):
-                z[i], *low[:, i] = solved
+            named = [places[i] for i in ids]
+            solved = _solve_side_by_side(named, v[ids], k[ids], guess, rule, threads)
+            for i, answer in zip(ids, solved):
+                z[i], *low[:, i] = answer
                 bar.update()
     return z, *low
 
 # %% ../nbs/01_sparsify.ipynb #f05c3ca9
+_HELD = 13   # tables of float64 held at the worst moment for each table given
+
+def _check_memory(v):
+    "Refuse tables whose working copies do not fit into memory, before the first is made"
+    n, shape = n_players(v), np.shape(v)
+    need, free = 8*_HELD*math.prod(shape), psutil.virtual_memory().available
+    if need > free:
+        raise ValueError(f"{math.prod(shape[:-1]):,} tables of {n} players need {need/1e9:,.1f} GB "
+                         f"and {free/1e9:,.1f} GB are free: sparsify fewer at a time")
+
 def _unit(a):
     "The range of every table, 1 for a constant"
     with np.errstate(over="ignore"):
@@ -160,21 +185,23 @@ def sparsify(
     """The simplest of the sparsest AND-OR interactions of every table (Eq. 5): certified, unique
 
     The same in any batch. ValueError for tables that are not finite or not 2**n long, and for
-    wrong `kappa`, `tol` or `prefer`."""
-    t = _table(v if isinstance(v, torch.Tensor) else np.array(v))
-    if not isinstance(tol, (int, float)) or not tol > 0:
+    wrong `kappa`, `tol` or `prefer`. Gradients do not pass."""
+    _check_memory(v)
+    t = _table(v)
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf:
         raise ValueError("tol must be a positive number, the largest gap that counts as "
                          f"converged; got {tol!r}")
     rule = _rule(prefer, n_players(t))
-    a = t.detach().double().reshape(-1, t.shape[-1]).cpu().numpy()
-    unit, k, base = _unit(a), _kappa(kappa, a), a.min(1, keepdims=True)
-    scaled, kappas = (a - base)/unit[:, None], k/unit
-    z, low, low_cost = _solve_all(scaled, kappas, rule, t.device, progress)
+    a, shape = t.detach().double().reshape(-1, t.shape[-1]).cpu().numpy(), tuple(t.shape[:-1])
+    unit, k, base = _unit(a), _kappa(kappa, a, shape), a.min(1, keepdims=True)
+    scaled, kappas = (a - base)/unit[:, None], np.minimum(k, unit)/unit   # κ = range: all is noise
+    z, low, low_cost = _solve_all(scaled, kappas, shape, rule, t.device, progress)
     if prefer != "even":                          # AND and OR of a single player are the same
         z = _single_as_and(z)
     z, delta = mend(scaled, kappas, z)
     certificate = _certificate(z, low, low_cost, prefer)
-    return _result(v, t, a, z, delta, unit, certificate, k, tol)
+    with np.errstate(over="ignore", invalid="ignore"):            # _result looks at what comes out
+        return _result(v, t, a, z, delta, unit, certificate, k, tol)
 
 # %% ../nbs/01_sparsify.ipynb #f7789d39
 def _warn(gap, order_gap, tol):
@@ -195,12 +222,14 @@ def _result(v, t, a, z, delta, unit, certificate, k, tol):
     clean, i_and, i_or = a - delta, *np.moveaxis(z*unit[:, None, None], 1, 0)
     i_and[:, 0], i_or[:, 0] = clean[:, 0], 0
     gamma = zeta(i_and) - clean/2
-    dtype = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
     def tensor(x): return torch.from_numpy(np.ascontiguousarray(x)).to(t.device)
-    def full(x): return tensor(x).to(dtype).reshape(t.shape)
+    def full(x): return tensor(x).to(t.dtype).reshape(t.shape)
     def value(x): return tensor(x).reshape(t.shape[:-1])
     out = Sparsified(*map(full, (i_and, i_or, gamma, delta)),
                      *map(value, (objective*unit, low*unit, gap, order_gap, gap <= tol, k)))
+    if not all(map(_finite, (out.i_and, out.i_or, out.gamma, out.objective))):
+        raise ValueError("the interactions of a table go beyond the largest number of "
+                         f"{str(t.dtype)[6:]}: scale it down")
     if not isinstance(v, torch.Tensor):
         for f in fields(out):
             setattr(out, f.name, getattr(out, f.name).numpy())

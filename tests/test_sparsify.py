@@ -1,5 +1,6 @@
 """sparsify against HiGHS, its own definition, and bad input"""
 import math
+import tracemalloc
 from pathlib import Path
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from scipy.optimize import linprog
 from layerwise_knowledge.interactions import and_interactions, or_interactions, reconstruct
-from layerwise_knowledge.sparsify import _certificate, sparsify
+from layerwise_knowledge.sparsify import _HELD, _certificate, sparsify
 
 REAL = {int(k[1:]): t.astype(float) for k, t in np.load(Path(__file__).parent.parent/"data"/"sparsify_tables.npz").items()}
 
@@ -311,4 +312,14 @@ def test_fourteen_players():
     assert r.converged
 
 def test_too_many_rows_are_refused_in_words():
-    with pytest.raises(ValueError, match="over 8,192 subsets .* give a larger kappa"): sparsify(np.random.default_rng(0).normal(size=2**14), kappa=0)
+    noise = np.random.default_rng(0).normal(size=2**14)
+    with pytest.raises(ValueError, match=r"^v\[1\]: .* over 8,192 subsets .* give a larger kappa"):
+        sparsify(np.stack([0*noise, noise]), kappa=0)
+
+def test_what_is_held_is_counted():
+    v = np.random.default_rng(0).normal(size=(2000, 256))
+    tracemalloc.start()
+    sparsify(v, ("absolute", 1e9))
+    held = tracemalloc.get_traced_memory()[1]/v.nbytes
+    tracemalloc.stop()
+    assert _HELD - 2 < held < _HELD
