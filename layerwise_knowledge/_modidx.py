@@ -344,6 +344,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'layerwise_knowledge.models._he': ('models.html#_he', 'layerwise_knowledge/models.py'),
                                             'layerwise_knowledge.models._load_checkpoint': ( 'models.html#_load_checkpoint',
                                                                                              'layerwise_knowledge/models.py'),
+                                            'layerwise_knowledge.models._put': ('models.html#_put', 'layerwise_knowledge/models.py'),
                                             'layerwise_knowledge.models._recipe': ('models.html#_recipe', 'layerwise_knowledge/models.py'),
                                             'layerwise_knowledge.models._resnet': ('models.html#_resnet', 'layerwise_knowledge/models.py'),
                                             'layerwise_knowledge.models._save_checkpoint': ( 'models.html#_save_checkpoint',

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .files import (content, load_story, load_tensors, save_tensors, sealed,
-                                       unsealed, write)
+from .files import (content, load_tensors, save_tensors, sealed, unsealed,
+                                       write)
 
 # %% ../nbs/06_models.ipynb #466da7fb
 class Normalise(nn.Module):
@@ -337,6 +337,11 @@ def load_weights(
 ):          # its metadata
     "Weights from a file into the model"
     found, metadata = load_tensors(path)
+    _put(model, found, path)
+    return metadata
+
+def _put(model, found, path):
+    "Tensors into the model, if they are its own"
     wanted = model.state_dict()
     wrong = [k for k in sorted(wanted.keys() | found.keys()) if k not in wanted or k not in found or wanted[k].shape != found[k].shape]
     if wrong:
@@ -344,13 +349,14 @@ def load_weights(
         raise ValueError(f"{path} does not fit this network in {len(wrong)} places: {k} is {show(found)} in the file, {show(wanted)} in the network")
     model.load_state_dict(found)
     model.eval()
-    return metadata
 
 def load_model(
     path,  # file made by save_weights from a network of this chapter
 ):         # the network with its weights, and the metadata
     "A trained network from its file alone"
-    spec = load_story(path).get("spec")
+    found, metadata = load_tensors(path)                # checked before anything is built from it
+    spec = metadata.get("spec")
     if not spec: raise ValueError(f"{path} does not say which network it is for; make that network and use load_weights")
     model = create(spec["network"], spec["shape"], spec["classes"])
-    return model, load_weights(model, path)
+    _put(model, found, path)
+    return model, metadata
