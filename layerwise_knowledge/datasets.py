@@ -9,7 +9,7 @@ __all__ = ['CHECKSUMS', 'CONTENT', 'IMAGES', 'CLASSES', 'ADULT', 'ADULT_TEST', '
            'read_commercial', 'load']
 
 # %% ../nbs/05_datasets.ipynb #c536cd4d
-import gzip, hashlib, importlib.util, io, os, re, urllib.request, warnings, zipfile, zlib
+import gzip, hashlib, importlib.util, io, os, urllib.request, warnings, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -394,7 +394,11 @@ def load(
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
     found, known = _LOADERS[name](), CONTENT.get(name)
-    if known and found.sha256 != known:
+    if known is None:
+        warnings.warn(f"{name} from {found.source} could not be compared: this project has never "
+                      f"had it; its samples and classes give sha256 {found.sha256[:12]}…",
+                      stacklevel=2)
+    elif found.sha256 != known:
         warnings.warn(f"{name} from {found.source} is not what this project was tested with: its "
                       f"samples and classes give sha256 {found.sha256[:12]}…, tested was "
                       f"{known[:12]}…; if that is not on purpose, fetch it again", stacklevel=2)

@@ -376,6 +376,7 @@ def _new_scores(s, parts, progress):
     return xr.Dataset(dict(v=v, x=(dims, x.numpy())),
                       attrs=story | dict(columns=json.dumps(data.columns)))
 
+# %% ../nbs/07_experiments.ipynb #87163ada
 def get_scores(
     s: dict,         # settings
     progress=True,
@@ -555,6 +556,7 @@ def _moments(s, v, omega):
     moments = xr.Dataset(dict(mean=i.mean("draw"), std=i.std("draw"))).where(omega)
     return moments.astype("float32").assign(gap=(("layer", "draw"), r.gap.T))
 
+# %% ../nbs/07_experiments.ipynb #a0ff3caa
 def _new_noise(s, parts, progress):
     "Moments of all samples, one part a sample"
     clean = get_interactions(s, progress).interaction
@@ -581,6 +583,7 @@ def interactions_sha256(
     "By what extracted interactions are known again"
     return content(i.transpose(*_DIMS).values)
 
+# %% ../nbs/07_experiments.ipynb #28597d2b
 def get_noise(
     s: dict,         # settings
     progress=True,
@@ -628,6 +631,7 @@ def _new_attributions(s, progress):
     story = provenance(s, "attributions", made_from | dict(samples=content(x)), data)
     return found.to_dataset(name="attribution").assign_attrs(story)
 
+# %% ../nbs/07_experiments.ipynb #9af4d75a
 def get_attributions(
     s: dict,         # settings
     progress=True,
@@ -671,6 +675,7 @@ def everything(
     if s["noise_samples"]:
         get_noise(noise_settings(s), progress)
 
+# %% ../nbs/07_experiments.ipynb #ddb502eb
 def ship(
     s: dict,      # settings
     most=2.5e6,   # bytes of weights

@@ -289,7 +289,8 @@ def commercial_zip(path, channels=("BBC", "CNN", "CNNIBN", "NDTV", "TIMESNOW"), 
 def test_commercial_from_ucis_format(monkeypatch, tmp_path):
     commercial_zip(tmp_path/D.COMMERCIAL_ZIP)
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
-    d = D.load("commercial")
+    with pytest.warns(UserWarning, match="commercial from .* could not be compared"):
+        d = D.load("commercial")
     assert len(d.x_train) + len(d.x_test) == 200 and d.x_train.shape[1] == 10
     assert [n for n, _ in d.columns] == list(D.COMMERCIAL.values()) and d.classes[1] == "commercial"
 
