@@ -6,7 +6,8 @@ from unittest import mock
 import numpy as np, pandas as pd, torch
 from torch import nn
 
-from layerwise_knowledge import cli, datasets, experiments as ex, files, models, plots, scores
+from layerwise_knowledge import cli, datasets, experiments as ex, files, models, plots
+from layerwise_knowledge.probes import Probes
 
 ROOT = Path(__file__).parent.parent
 WHOLE = (ROOT/"settings.ini").read_text()
@@ -93,9 +94,9 @@ ROWS = [
     ("settings.ini: an experiment of one word", ini("[all]\n[quick]\nexperiments = mnist\n"), "must be pairs"),
     ("settings.ini: empty", ini(""), "is not of layerwise-knowledge"),
     ("settings.ini: nowhere", nowhere, "no settings.ini in .*LAYERWISE_HOME"),
-    ("settings: epochs = 0", setting(epochs=0), f"epochs {RANGE} 1 on; got 0"),
-    ("settings: epochs = 1.5", setting(epochs=1.5), f"epochs {RANGE} 1 on"),
-    ("settings: epochs = true", setting(epochs=True), f"epochs {RANGE} 1 on"),
+    ("settings: epochs = -1", setting(epochs=-1), f"epochs {RANGE} 0 on; got -1"),
+    ("settings: epochs = 1.5", setting(epochs=1.5), f"epochs {RANGE} 0 on"),
+    ("settings: epochs = true", setting(epochs=True), f"epochs {RANGE} 0 on"),
     ("settings: samples = -1", setting(samples=-1), f"samples {RANGE} 1 on; got -1"),
     ("settings: draws = 1", setting(draws=1), f"draws {RANGE} 2 on"),
     ("settings: players as text", setting(players="ten"), f"players {RANGE} 1 on; got 'ten'"),
@@ -125,7 +126,7 @@ ROWS = [
     ("load_model: empty", lambda: models.load_model(file("w.safetensors")), "w.safetensors is damaged"),
     ("load_model: a pickle", lambda: models.load_model(file("w.pt", b"\x80\x04.")), "w.pt is damaged or no file"),
     ("load_model: not there", lambda: models.load_model(HOME/"none.safetensors"), "none.safetensors"),
-    ("Probes.load: a network", lambda: scores.Probes.load(
+    ("Probes.load: a network", lambda: Probes.load(
         models.save_weights(network(), HOME/"n.safetensors")), "n.safetensors is no probe file"),
     ("load_model: a stranger's", lambda: models.load_model(
         models.save_weights(network(), HOME/"s.safetensors")), "does not say which network.*load_weights"),

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from layerwise_knowledge.players import (
     FeaturePlayers, PatchPlayers, Players, central_patches, check_size, foreground_patches,
     grid_size, masked, masked_batches, mean_baseline, pixel_hash)
-from layerwise_knowledge.scores import features, log_odds, score_table, train_probes
+from layerwise_knowledge.probes import sgd_probes, train_probes
+from layerwise_knowledge.scores import features, log_odds, score_table
 
 GEN = torch.Generator().manual_seed(0)
 Z, Y = torch.randn(4, 3, generator=GEN), torch.tensor([0, 2, 1, 1])
@@ -60,8 +61,12 @@ def by_hand():
 def trained(**changed):
     "The weights of a probe, trained with something changed"
     request = dict(model=net(), layers=["0"], x_train=X, y_train=LABELS, x_test=X, y_test=LABELS,
-                   epochs=2, progress=False)
+                   progress=False)
     return lambda: train_probes(**request | changed)["0"].weight.numpy()
+
+
+def sgd(**changed):
+    return lambda: sgd_probes(net(), ["0"], X, LABELS, X, LABELS, progress=False, **changed)
 
 
 def inside(mode, thunk):
@@ -185,8 +190,11 @@ ROWS = [
     ("train_probes: one-hot labels", trained(y_train=ONE_HOT), r"one-hot.*y\.argmax"),
     ("train_probes: float labels", trained(y_test=LABELS.float()), "labels must be whole numbers"),
     ("train_probes: NaN", trained(x_train=X / 0 * 0), "x_train holds NaN or infinity"),
-    ("train_probes: no epochs", trained(epochs=0), "epochs must be at least 1, got 0"),
-    ("train_probes: half a batch", trained(batch_size=2.5), "batch_size must be a whole number"),
+    ("train_probes: no tolerance", trained(tol=0), "tol must be a number between 0 and 1, got 0"),
+    ("train_probes: half a feature", trained(pool=2.5), "pool must be a whole number"),
+    ("train_probes: one input", trained(x_train=X[:1], y_train=LABELS[:1]), "all the same"),
+    ("sgd_probes: no epochs", sgd(epochs=0), "epochs must be at least 1, got 0"),
+    ("sgd_probes: half a batch", sgd(batch_size=2.5), "batch_size must be a whole number"),
     ("train_probes: other test inputs", trained(x_test=X[:, :3]), r"one input of shape \(3,\)"),
     ("train_probes: one logit", trained(model=nn.Sequential(probe(4, 1))), "at least two classes"),
     ("train_probes: dropout for ever", trained(model=nn.Sequential(nn.Linear(4, 3), Dice())),

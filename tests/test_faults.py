@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np, pytest, torch, xarray as xr
 
-from layerwise_knowledge import experiments as ex, files, models, plots, scores
+from layerwise_knowledge import experiments as ex, files, models, plots
+from layerwise_knowledge.probes import Probes
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(noise_samples=2, draws=2, attributed=2)
@@ -84,7 +85,7 @@ def test_nothing_is_made_with_probes_of_another_network(cache, step):
 
 def test_other_probes_are_named(cache):
     path = file_of("probes")
-    probes = scores.Probes.load(path)
+    probes = Probes.load(path)
     probes["linear4"].bias += 1
     probes.save(path)
     for step in STEPS[2:]:
@@ -191,7 +192,7 @@ def loaded(step, path):
         model, story = models.load_model(path)
         return [t.numpy() for t in model.state_dict().values()] + [json.dumps(story)]
     if step == "probes":
-        probes = scores.Probes.load(path)
+        probes = Probes.load(path)
         return [t.numpy() for t in probes._tensors().values()] + [str(probes)]
     if step == "checkpoint":
         state = models._load_checkpoint(path, {})
@@ -320,7 +321,8 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path):
 
 WRITERS = """
 import numpy as np, torch, xarray as xr, matplotlib.pyplot as plt
-from layerwise_knowledge import files, models, plots, scores
+from layerwise_knowledge import files, models, plots
+from layerwise_knowledge.probes import Probes
 model = models.create("resnet20", (1, 28, 28), 10)
 noise = np.random.default_rng(0).normal(size=(200, 200))
 figure, axes = plt.subplots()
@@ -328,7 +330,7 @@ axes.imshow(noise)
 writers = dict(
     table=lambda: files.save_table(xr.Dataset(dict(v=(("a", "b"), noise))), "t.nc"),
     weights=lambda: models.save_weights(model, "w.safetensors"),
-    probes=lambda: scores.Probes(dict(a=torch.nn.Linear(9999, 2))).save("p.safetensors"),
+    probes=lambda: Probes(dict(a=torch.nn.Linear(9999, 2))).save("p.safetensors"),
     checkpoint=lambda: models._save_checkpoint("c.pt", model=model.state_dict()),
     picture=lambda: plots.save(figure, "fig"))
 for name, writer in writers.items():

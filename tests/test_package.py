@@ -18,14 +18,15 @@ for m in pkgutil.iter_modules(layerwise_knowledge.__path__):
 
 import torch, torchvision
 from layerwise_knowledge.players import PatchPlayers, mean_baseline
-from layerwise_knowledge.scores import score_table, train_probes
+from layerwise_knowledge.probes import train_probes
+from layerwise_knowledge.scores import score_table
 from layerwise_knowledge.sparsify import sparsify
 from layerwise_knowledge.metrics import interaction_table, layer_metrics, normalise
 torch.manual_seed(0)
 model, x, y = torchvision.models.resnet18(num_classes=10).eval(), torch.rand(24, 3, 32, 32), torch.arange(24) % 10
 layers = ["layer1.1", "layer3.0", "output"]
 players = PatchPlayers([(2, 2), (2, 5), (5, 2), (5, 5)], x[0].shape, patch=4)
-probes = train_probes(model, layers, x, y, x, y, epochs=2, progress=False)
+probes = train_probes(model, layers, x, y, x, y, progress=False)
 v = score_table(model, x[:2], y[:2], players, layers, probes=probes, baseline=mean_baseline(x), progress=False)
 r = sparsify(v.values)
 i = interaction_table(r.i_and, r.i_or, layers)
