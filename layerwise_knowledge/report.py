@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'CLAIMS', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES',
-           'NOTE', 'ENDS', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'verdict', 'Table', 'planted', 'sets',
-           'ready', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness', 'redundancy',
-           'salient_between', 'high_share', 'Claim', 'claim', 'within', 'names_of', 'curves', 'described',
-           'count_at_output', 'with_tau_drawn', 'c1', 'strength_by_order', 'c2', 'hidden', 'deep', 'c3',
-           'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs', 'c7', 'without_noise', 'stabilities', 'c8',
-           'kappas', 'c9', 'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result',
-           'other_end', 'judge', 'rows', 'as_text', 'as_html', 'optima', 'mean_order', 'salient_number', 'plot_optima',
-           'sensitivity']
+           'NOTE', 'ENDS', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'failed_parts', 'verdict', 'Table',
+           'planted', 'sets', 'ready', 'named', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness',
+           'redundancy', 'salient_between', 'mean_order', 'over', 'high_share', 'Claim', 'claim', 'within', 'names_of',
+           'curves', 'described', 'count_at_output', 'with_tau_drawn', 'c1', 'strength_by_order', 'c2',
+           'random_functions', 'hidden', 'deep', 'c3', 'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs',
+           'c7', 'without_noise', 'stabilities', 'partial', 'trend_of', 'at_equal_strength', 'c8', 'kappas', 'c9',
+           'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result', 'other_end', 'held',
+           'untaught', 'judge', 'rows', 'as_text', 'as_html', 'optima', 'salient_number', 'plot_optima', 'sensitivity']
 
 # %% ../nbs/report.ipynb #455402fd
-import html, json, math, textwrap, warnings
+import html, json, math, re, textwrap, warnings
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -27,6 +27,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from . import experiments as ex, metrics, models, plots
+from .sparsify import sparsify
 
 ABOUT, MOST, LITTLE, FLAT = 1.5, 1/2, 1/4, .1
 ABOVE, BELOW = (0, math.inf), (-math.inf, 0)
@@ -99,12 +100,19 @@ def listed(names):
     for name in names: groups.setdefault(name.split("/")[0], []).append(name.split("/", 1)[1])
     return "; ".join(f"{d}: {', '.join(g)}" for d, g in groups.items())
 
+def failed_parts(findings):
+    "Statistics of which no test holds, though not all are open: a claim of several parts fails with one"
+    parts = {f.what: [g for g in findings if g.what == f.what] for f in findings}
+    return [what for what, part in parts.items()
+            if not any(f.holds for f in part) and not all(f.open for f in part)]
+
 def verdict(
     findings,            # list of Finding
     missing=(),          # names of tables that are not there
     few="not tested",    # the word when samples are too few
 ) -> tuple[str, str]:    # word, reason
-    "All hold: replicates; some, or not all parts: partly; none: does not, or undecided if all are open. No verdict from too few samples"
+    """All tests hold: replicates; a part of the claim holds in none: does not, or undecided if all are
+    open; else partly. No verdict from too few samples"""
     deciding = [f for f in findings if f.decides]
     counted = [f for f in deciding if f.enough]
     needs = f"needs {listed(missing)}" if missing else ""
@@ -112,8 +120,12 @@ def verdict(
         yes, silent = sum(f.holds for f in counted), len(deciding) - len(counted)
         whole = {f.what for f in deciding} == {f.what for f in counted}                # every part of the claim was tested somewhere
         unsure, beside = sum(f.open for f in counted), [f for f in findings if not f.decides and f.enough]
-        word = "replicates" if yes == len(counted) and whole else "partly" if yes else "undecided" if unsure == len(counted) else "does not"
-        said = [f"{yes} of {len(counted)} tests hold" + " so far"*bool(missing), f"{unsure} open" if unsure else "",
+        lost = failed_parts(counted)
+        word = ("replicates" if yes == len(counted) and whole else "does not" if lost else
+                "undecided" if unsure == len(counted) else "partly")
+        several = len({f.what for f in deciding}) > 1
+        said = [f"fails: {', '.join(lost)}" if lost and several else "",
+                f"{yes} of {len(counted)} tests hold" + " so far"*bool(missing), f"{unsure} open" if unsure else "",
                 f"{silent} on too few samples" if silent else "", f"beside it {sum(f.holds for f in beside)} of {len(beside)}" if beside else "", needs]
         return word, "; ".join(filter(None, said))
     if not deciding: return "not tested", needs or "nothing to measure in these tables"
@@ -141,6 +153,12 @@ class Table:
     settings: dict = None
 
     def read(self, **choices): return replace(self, variants={k: t.read(**choices) for k, t in self.variants.items()}, **choices)
+
+    def of(self, other):
+        "The samples that another table has too"
+        same = dict(sample=other.interactions.sample)
+        v = None if self.v is None else self.v.sel(same)
+        return replace(self, interactions=self.interactions.sel(same), v=v)
 
     @property
     def name(self): return f"{self.dataset}/{self.network}"
@@ -184,7 +202,11 @@ def planted(
 
 def sets(m, n=6): return [S for S in range(2**n) if S.bit_count() == m]
 
-def ready(s): return all(ex.step_file(s, step, ".nc").exists() for step in ("scores", "interactions"))
+def ready(s): return ex.step_file(s, "interactions", ".nc").exists()
+
+def named(variant):
+    "{'kappa': 0.03, 'samples': 30} -> 'kappa=0.03': how many samples is said elsewhere"
+    return ", ".join(f"{k}={z}" for k, z in variant.items() if k != "samples")
 
 def read_table(s, **more):
     "The table of one experiment, from its files"
@@ -192,8 +214,10 @@ def read_table(s, **more):
     noisy = ex.noise_settings(s)
     there = s["noise_samples"] and ex.step_file(noisy, "noise", ".nc").exists()
     noise = ex.get_noise(noisy, progress=False) if there else None
-    _, x, _, players = ex.get_samples(s)
-    pixels = (x, torch.stack([p.owner for p in players])) if x.ndim == 4 else None
+    pixels = None
+    if ex.step_file(s, "scores", ".nc").exists():
+        _, x, _, players = ex.get_samples(s)
+        pixels = (x, torch.stack([p.owner for p in players])) if x.ndim == 4 else None
     return Table(out.interaction, s["dataset"], s["network"], v=out.v, noise=noise, pixels=pixels, out=out, settings=s, **more)
 
 def load(
@@ -207,7 +231,7 @@ def load(
     for e in only or ex.experiments(profile):
         s = ex.settings(profile, *e)
         if not ready(s): continue
-        variants = {", ".join(f"{k}={z}" for k, z in v.items()): other for v, other in zip(s["variants"], ex.variants(s)[1:]) if ready(other)}
+        variants = {named(v): other for v, other in zip(s["variants"], ex.variants(s)[1:]) if ready(other)}
         out[tuple(e)] = read_table(s, tau=tau, variants={k: read_table(other, tau=tau) for k, other in variants.items()})
     return out
 
@@ -251,6 +275,16 @@ def salient_between(t, least, most, what="strength"):
     "Salient strength (or what=`number`) in the orders least*n < m <= most*n: (sample, layer)"
     x = t.omega.astype(float) if what == "number" else abs(t.i)*t.omega
     return x.isel(subset=((x.order > least*t.n) & (x.order <= most*t.n)).values).sum(["kind", "subset"])
+
+def mean_order(t):
+    "Mean of |S| over all interactions, weighted by their strength: (sample, layer)"
+    strength = abs(t.i).where(t.i.order > 0, 0)
+    total = strength.sum(["kind", "subset"])
+    return (strength*t.i.order).sum(["kind", "subset"])/total.where(total > 0)
+
+def over(y, dim):
+    "Mean along an axis; NaN for a sample with an undefined value, which is then left out and not counted"
+    return y.mean(dim, skipna=False)
 
 def high_share(t, what="strength"):
     "The part of the salient strength (or number) in high orders, m > n/2 unless t.high says otherwise: (sample, layer)"
@@ -373,6 +407,24 @@ def c2(tables):
     out = [finding(t, trend(strength_by_order(t), "order"), "ρ", BELOW, inside) for t, inside in within(tables, IMAGES)]
     return out + [finding(t, high_share(t).isel(layer=-1), "share of m > n/2", (-math.inf, MOST), False) for t, _ in within(tables, IMAGES)]
 
+# %% ../nbs/report.ipynb #12ctrl01
+@cache
+def random_functions(n=8, samples=100, hidden=64, seed=0):
+    "What has learned nothing, extracted: name -> Table with the output alone"
+    rng = np.random.default_rng(seed)
+    inputs = (np.arange(2**n)[:, None] >> np.arange(n)) & 1                  # (subset, player)
+    def mlp():
+        f = inputs*rng.normal(size=n)                                        # one sample's own input
+        for width in (hidden, hidden):
+            f = np.tanh(f @ rng.normal(size=(f.shape[1], width))*f.shape[1]**-.5)
+        return f @ rng.normal(size=hidden)*hidden**-.5
+    scores = {"random MLPs": np.stack([mlp() for _ in range(samples)]),
+              "independent numbers": rng.normal(size=(samples, 2**n))}
+    def table(v):
+        r = sparsify(v[:, None])
+        return Table(metrics.interaction_table(r.i_and, r.i_or, ["output"]), "mnist", "resnet20")
+    return {name: table(v) for name, v in scores.items()}
+
 # %% ../nbs/report.ipynb #03f64695
 def hidden(y): return y.isel(layer=slice(0, -1))
 
@@ -418,7 +470,7 @@ def c4(tables):
 @claim("C5", "MLP-7 and VGG-11 on CIFAR-10: little redundancy, top layers change little", LAYERS[1:])
 def c5(tables):
     "Mean redundancy below 1/4, and below ResNet-20's on the same samples; change between the top two layers before the output below 1/4"
-    out, R = [], {t: hidden(redundancy(t)).mean("layer") for t, _ in deep(tables, LAYERS)}
+    out, R = [], {t: over(hidden(redundancy(t)), "layer") for t, _ in deep(tables, LAYERS)}
     for t in R:
         if t.network not in ("mlp7", "vgg11"): continue
         inside, peer = t.dataset == "cifar10", tables.get((t.dataset, "resnet20"))
@@ -430,12 +482,13 @@ def c5(tables):
 # %% ../nbs/report.ipynb #dfe4db11
 def late_minus_early(y):
     half = y.sizes["layer"]//2
-    return y.isel(layer=slice(-half, None)).mean("layer") - y.isel(layer=slice(0, half)).mean("layer")
+    return over(y.isel(layer=slice(-half, None)), "layer") - over(y.isel(layer=slice(0, half)), "layer")
 
 @claim("C6", "Early layers encode fewer high-order interactions than later ones", LAYERS)
 def c6(tables):
-    "Share of the salient strength in orders m > n/2, later half of the layers minus the earlier half; above 0"
-    out = [finding(t, late_minus_early(high_share(t)), "late − early", ABOVE, inside) for t, inside in deep(tables, LAYERS)]
+    "Mean order, weighted by strength, later half of the layers minus the earlier half; above 0"
+    out = [finding(t, late_minus_early(mean_order(t)), "mean order, late − early", ABOVE, inside) for t, inside in deep(tables, LAYERS)]
+    out += [finding(t, late_minus_early(high_share(t)), "share of m > n/2, late − early", ABOVE, False) for t, _ in deep(tables, LAYERS)]
     return out + [finding(t, late_minus_early(salient_between(t, t.high[0], t.high[2], "number")), "number, late − early", ABOVE, False) for t, _ in deep(tables, LAYERS)]
 
 # %% ../nbs/report.ipynb #481c3ccc
@@ -449,14 +502,15 @@ def pairs(tables, dataset):
 
 @claim("C7", "IoU falls with order", PAIRS)
 def c7(tables):
-    "Rank correlation of the IoU of two networks' salient sets with order, every pair on CIFAR-10; below 0"
+    """Rank correlation of the IoU of two networks' salient sets with order, every pair on CIFAR-10; below
+    0, as it is and corrected for chance"""
     out = []
     for d in ("cifar10", "mnist"):
         for name, layer, A, B in pairs(tables, d):
             t = next(t for t in tables.values() if t.dataset == d)
             for what, f in dict(ρ=metrics.iou, **{"ρ above chance": metrics.iou_above_chance}).items():
                 where = f"{name}, {layer}" if d == "cifar10" else f"{d} {name}, {layer}"
-                out.append(finding(t, trend(f(A, B, per_sample=True), "order"), what, BELOW, d == "cifar10" and what == "ρ", where))
+                out.append(finding(t, trend(f(A, B, per_sample=True), "order"), what, BELOW, d == "cifar10", where))
     return out
 
 # %% ../nbs/report.ipynb #285b66cf
@@ -470,16 +524,50 @@ def stabilities(t):
     omega = without_noise(t).omega.sel(layer=t.noise.layer.values).sel(sample=t.noise.sample.values)
     return metrics.stability_from_moments(t.noise["mean"], t.noise["std"], omega, per_sample=True)
 
+def partial(y, x, z):
+    "Spearman's rank correlation of y and x with z held fixed; NaN where one of them does not vary"
+    def rho(a, b): return np.corrcoef(rankdata(a), rankdata(b))[0, 1] if np.ptp(a) and np.ptp(b) else 0.
+    if len(y) < 4 or np.ptp(x) == 0:
+        return math.nan
+    xy, yz, xz = rho(x, y), rho(y, z), rho(x, z)
+    rest = (1 - yz**2)*(1 - xz**2)
+    return (xy - yz*xz)/rest**.5 if rest > 1e-9 else math.nan
+
+def trend_of(y):
+    "trend with order, a layer at a time: (sample, layer)"
+    layers = y.layer.values
+    return xr.concat([trend(y.sel(layer=l, drop=True), "order") for l in layers],
+                     xr.DataArray(layers, dims="layer", name="layer")).transpose("sample", "layer")
+
+def at_equal_strength(t):
+    "Correlation of a set's stability with its order, its strength held fixed: (sample, layer)"
+    mean, std = t.noise["mean"], t.noise["std"]
+    strength = abs(without_noise(t).i.sel(layer=mean.layer.values, sample=mean.sample.values))
+    order, found = np.broadcast_to(strength.order.values, (2, strength.sizes["subset"])), []
+    dims = ("kind", "subset")
+    for k, l in np.ndindex(mean.sizes["sample"], mean.sizes["layer"]):
+        m, s, a = (z.isel(sample=k, layer=l).transpose(*dims).values for z in (mean, std, strength))
+        known = np.isfinite(m) & (s > 0)
+        found.append(partial(abs(m[known])/s[known], order[known], a[known]))
+    shape = mean.sizes["sample"], mean.sizes["layer"]
+    return xr.DataArray(np.reshape(found, shape), dims=("sample", "layer"),
+                        coords=dict(layer=mean.layer.values))
+
 @claim("C8", "Stability falls with order", [f"{'/'.join(e)} noise" for e in IMAGES], few="partly tested")
 def c8(tables):
-    "Rank correlation of stability (Eq. 10) with order, at the layer of Section 3.3 and at the output; below 0"
+    """Rank correlation of stability (Eq. 10) with order, at the layer of Section 3.3 and at the output; below
+    0, by orders and for single sets with their strength held fixed"""
     noisy = [(t, inside) for t, inside in within(tables, IMAGES) if t.noise is not None]
     def name(t, layer): return f"{t.name} {layer}" + " (even)"*(without_noise(t) is not t)
-    return [finding(t, trend(y, "order"), "ρ", BELOW, inside, name(t, l)) for t, inside in noisy
-            for l, y in ((str(l), stabilities(t).sel(layer=l)) for l in t.noise.layer.values)]
+    readings = {t: (trend_of(stabilities(t)), at_equal_strength(t)) for t, _ in noisy}
+    return [finding(t, y.sel(layer=l), what, BELOW, inside, name(t, str(l))) for t, inside in noisy
+            for l in t.noise.layer.values for what, y in zip(("ρ", "ρ at equal strength"), readings[t])]
 
 # %% ../nbs/report.ipynb #51e17fb2
-def kappas(tables): return [(t, k.split("=")[1], other) for t in tables.values() for k, other in t.variants.items() if k.startswith("kappa=")]
+def kappas(tables):
+    "(table, κ, the same samples with that κ), for every relative κ that was tried"
+    return [(t.of(other), k.split("=")[1], other) for t in tables.values()
+            for k, other in t.variants.items() if re.fullmatch(r"kappa=[\d.]+", k)]
 
 @claim("C9", "Extraction hardly depends on κ in 0.03-0.05", [f"cifar10/resnet20 kappa={k}" for k in (.03, .05)])
 def c9(tables):
@@ -496,10 +584,11 @@ def c9(tables):
 
 # %% ../nbs/report.ipynb #a6832014
 def noise_by_order(t, sigma=.02, draws=20):
-    "Mean relative noise on the pixels of S by order: (sample, order)"
+    "Relative noise on the pixels of S by order, the sets' median and their mean: (sample, order) each"
     x, owner = t.pixels
     noise = sigma*torch.randn(draws, *x.shape, generator=torch.Generator().manual_seed(0))
-    return metrics.noise_ratio(x, noise, owner).groupby("order").mean("subset").mean("draw").sel(order=slice(1, None))
+    ratio = metrics.noise_ratio(x, noise, owner).mean("draw").groupby("order")
+    return [y.sel(order=slice(1, None)) for y in (ratio.median("subset"), ratio.mean("subset"))]
 
 def relative_change(y):
     "Least-squares line through a curve (sample, order): last minus first point, relative to the mean"
@@ -509,9 +598,13 @@ def relative_change(y):
 
 @claim("C10", "Noise ratio flat in order", ["cifar10/any network"])
 def c10(tables):
-    "Relative change of the noise ratio from order 1 to n (App. L), by least squares; between −0.1 and 0.1"
+    """Relative change of the median noise ratio from order 1 to n (App. L), by least squares; between
+    −0.1 and 0.1"""
     first = {t.dataset: t for t in reversed(tables.values()) if t.pixels is not None}                    # all networks share their samples
-    return [finding(t, relative_change(noise_by_order(t)), "change", (-FLAT, FLAT), d == "cifar10", d) for d, t in first.items()]
+    both = {(d, what): (t, y) for d, t in first.items()
+            for what, y in zip(("change", "change of the mean"), noise_by_order(t))}
+    return [finding(t, relative_change(y), what, (-FLAT, FLAT), (d, what) == ("cifar10", "change"), d)
+            for (d, what), (t, y) in both.items()]
 
 # %% ../nbs/report.ipynb #bda6568d
 @claim("C11", "Tables: target interactions learned early, little redundancy", TABLES)
@@ -519,13 +612,13 @@ def c11(tables):
     "Completeness of the first probed layer, above 1/2; mean redundancy of the layers before the output, below 1/4"
     these = [(t, e in TABLES) for e, t in tables.items() if e in [*TABLES, ("bike", "mlp7")] and t.i.sizes["layer"] > 1]
     return [f for t, inside in these for f in (finding(t, completeness(t).isel(layer=0), "first layer", (MOST, math.inf), inside),
-                                               finding(t, hidden(redundancy(t)).mean("layer"), "redundancy", (-math.inf, LITTLE), inside))]
+                                               finding(t, over(hidden(redundancy(t)), "layer"), "redundancy", (-math.inf, LITTLE), inside))]
 
 # %% ../nbs/report.ipynb #7ee5e2e4
 def by_distance(t):
     "alike of all pairs of layers before the output: (sample, distance), distance in probed layers"
     L = t.i.sizes["layer"] - 1
-    pairs = {d: xr.concat([layers_alike(t, a, a + d) for a in range(L - d)], "pair").mean("pair") for d in range(1, L)}
+    pairs = {d: over(xr.concat([layers_alike(t, a, a + d) for a in range(L - d)], "pair"), "pair") for d in range(1, L)}
     return xr.concat(pairs.values(), xr.DataArray(list(pairs), dims="distance", name="distance")).transpose("sample", "distance")
 
 @claim("C12", "Neighbouring layers encode similar interactions", LAYERS)
@@ -549,6 +642,18 @@ class Result:
     word: str       # the verdict
     reason: str
     other: str = "" # the verdict at the other end of the optima, where that can be had
+    missing: tuple = ()     # tables that the claim needs and that are not there
+    controls: dict = field(default_factory=dict)     # name -> (tests that hold, tests)
+
+    @property
+    def shown(self):
+        "The verdict; of how many of the tables, if some are missing"
+        needs = len(self.claim.needs)
+        part = f" on {needs - len(self.missing)} of {needs} tables"
+        return self.word + part*(self.word == "replicates" and bool(self.missing))
+
+    @property
+    def passing(self): return [name for name, (yes, of) in self.controls.items() if yes == of]
 
     @property
     def decided(self): return self.other in ("", self.word)
@@ -562,20 +667,39 @@ def other_end(
     words = judge(high, claims, beside=False) if high and len(high) == len(tables) else {}
     return {k: r.word for k, r in words.items() if any(f.decides for f in r.findings)}
 
+def held(findings):
+    "How many of the deciding tests hold, and how many there are"
+    counted = [f for f in findings if f.decides and f.enough]
+    return sum(f.holds for f in counted), len(counted)
+
+def untaught(
+    tables,              # from load
+) -> dict:               # name -> (keys of the claims that it can test, tables)
+    "The controls: random functions, and the same networks without training or with shuffled labels"
+    out = {name: (("C2",), {("mnist", "resnet20"): t}) for name, t in random_functions().items()}
+    for name, variant in (("untrained", "epochs=0"), ("shuffled labels", "labels=shuffled")):
+        these = {e: t.variants[variant] for e, t in tables.items() if variant in t.variants}
+        if these:
+            out[name] = (tuple(CLAIMS), these)
+    return out
+
 def judge(
     tables,              # from load
     claims=None,         # keys; default: all
     beside=True,         # also the tests that are shown beside a claim and do not decide
 ) -> dict:               # key -> Result
-    "Every claim's tests on these tables, and the verdict; with `beside` also whether the other end agrees"
+    "Every claim's tests on these tables, and the verdict; with `beside` also the other end and the controls"
     other = other_end(tables, claims) if beside else {}
+    controls = untaught(tables) if beside else {}
     out, have = {}, set(names_of(tables))
     for c in (CLAIMS[k] for k in claims or CLAIMS):
         there = lambda n: any(h == n or n == f"{h.split('/')[0]}/any network" for h in have)
         missing = [n for n in c.needs if not there(n)]
         named = {n.split(" ")[0] for n in c.needs}
         findings = c.find(tables if beside else {e: t for e, t in tables.items() if t.name in named})
-        out[c.key] = Result(c, findings, *verdict(findings, missing, c.few), other.get(c.key, ""))
+        passed = {name: held(c.find(t)) for name, (keys, t) in controls.items() if c.key in keys}
+        out[c.key] = Result(c, findings, *verdict(findings, missing, c.few), other.get(c.key, ""),
+                            tuple(missing), {k: h for k, h in passed.items() if h[1]})
     return out
 
 def rows(results):
@@ -586,8 +710,9 @@ def rows(results):
         shown = r.findings if r.claim.key == "C1" else [f for f in r.findings if f.decides] or r.findings
         ours = [f"{f.mark + '*'*(not f.decides):<6} {f}" for f in shown]
         ends = "" if not r.other else "\nso at both ends" if r.decided else f"\nEq. 5 does not decide: {r.other} with high"
+        controls = "".join(f"\n{name}: {yes} of {of}" for name, (yes, of) in r.controls.items())
         body.append([f"{r.claim.key} {r.claim.text}", r.claim.statistic, "\n".join(ours) or "–", r.claim.paper,
-                     f"{r.word}\n{r.reason}{ends}"])
+                     f"{r.shown}\n{r.reason}{ends}{controls}"])
     return head, body
 
 def as_text(results, widths=(24, 28, 58, 10, 21)):
@@ -619,12 +744,6 @@ def optima(t):
     own = (t.settings or {}).get("prefer", "low")
     there = {own: t} | {k.split("=")[1]: v for k, v in t.variants.items() if k.startswith("prefer=")}
     return {k: there[k] for k in ENDS if k in there}
-
-def mean_order(t):
-    "Mean of |S| over all interactions, weighted by their strength: (sample, layer)"
-    strength = abs(t.i).where(t.i.order > 0, 0)
-    total = strength.sum(["kind", "subset"])
-    return (strength*t.i.order).sum(["kind", "subset"])/total.where(total > 0)
 
 def salient_number(t): return t.omega.sum(["kind", "subset"]).astype(float)
 
