@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'CLAIMS', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES',
-           'NOTE', 'ENDS', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'failed_parts', 'verdict', 'Table',
-           'planted', 'sets', 'ready', 'named', 'read_table', 'load', 'trend', 'alike', 'layers_alike', 'completeness',
-           'redundancy', 'salient_between', 'mean_order', 'over', 'high_share', 'Claim', 'claim', 'within', 'names_of',
-           'curves', 'described', 'count_at_output', 'with_tau_drawn', 'c1', 'strength_by_order', 'c2',
-           'random_functions', 'hidden', 'deep', 'c3', 'rise_and_fall', 'c4', 'c5', 'late_minus_early', 'c6', 'pairs',
-           'c7', 'without_noise', 'stabilities', 'partial', 'trend_of', 'at_equal_strength', 'c8', 'kappas', 'c9',
-           'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance', 'c12', 'Result', 'other_end', 'held',
-           'untaught', 'judge', 'rows', 'as_text', 'as_html', 'optima', 'salient_number', 'plot_optima', 'sensitivity']
+           'READINGS', 'NOTE', 'ENDS', 'ALTERNATIVES', 'num', 'Finding', 'finding', 'listed', 'failed_parts', 'verdict',
+           'Table', 'planted', 'sets', 'ready', 'named', 'read_table', 'load', 'trend', 'alike', 'layers_alike',
+           'completeness', 'redundancy', 'salient_between', 'mean_order', 'over', 'high_share', 'Claim', 'claim',
+           'within', 'names_of', 'curves', 'described', 'count_at_output', 'with_tau_drawn', 'c1', 'counts_by_tau',
+           'tau_of', 'plot_tau', 'strength_by_order', 'c2', 'random_functions', 'hidden', 'deep', 'c3', 'rise_and_fall',
+           'c4', 'c5', 'late_minus_early', 'c6', 'pairs', 'c7', 'without_noise', 'stabilities', 'partial', 'trend_of',
+           'at_equal_strength', 'c8', 'kappas', 'c9', 'noise_by_order', 'relative_change', 'c10', 'c11', 'by_distance',
+           'c12', 'Result', 'other_end', 'held', 'untaught', 'judge', 'rows', 'as_text', 'as_html', 'optima',
+           'salient_number', 'plot_optima', 'sensitivity']
 
 # %% ../nbs/report.ipynb #455402fd
 import html, json, math, re, textwrap, warnings
@@ -394,6 +395,47 @@ def c1(tables):
             mean, where = xr.concat(counts.values(), "network", join="exact").mean("network"), f"{d}, mean of {len(counts)} network{'s'*(len(counts) > 1)}"
             out.append(finding(next(iter(counts)), mean, "salient", (p/ABOUT, p*ABOUT), where=where, ends=with_tau_drawn(list(counts))))
     return out
+
+# %% ../nbs/report.ipynb #12tau002
+READINGS = {"strongest of all samples": lambda s: s.max("sample"), "each sample's own": lambda s: s,
+            "mean of the samples' strongest": lambda s: s.mean("sample")}
+
+def counts_by_tau(t, taus):
+    "Salient interactions a sample at the output, for every reading of τ: (reading, τ)"
+    i = abs(t.i.isel(layer=-1)).where(t.i.order > 0, 0)
+    strongest, out = i.max(["kind", "subset"]), []
+    for scale in (f(strongest) for f in READINGS.values()):
+        share = np.sort((i/scale).values.ravel())
+        out.append((len(share) - np.searchsorted(share, taus, "right"))/i.sizes["sample"])
+    return xr.DataArray(out, dims=("reading", "tau"), coords=dict(reading=list(READINGS), tau=taus))
+
+def tau_of(counts, number):
+    "The τ at which a falling count meets a number, for every reading; NaN where it does not"
+    taus = counts.tau.values
+    return [float(np.exp(np.interp(-number, -y, np.log(taus), left=np.nan, right=np.nan)))
+            for y in counts.values]
+
+def plot_tau(tables, taus):
+    "Count against τ, mean over the paper's networks, one panel a data set; None without tables"
+    panels = {d: [t for t, inside in within(tables, IMAGES) if inside and t.dataset == d] for d in ex.PAPER_COUNTS}
+    of = {d: f"{len(ts)} networks, {ts[0].i.sizes['sample']} samples" for d, ts in panels.items() if ts}
+    panels = {d: sum(counts_by_tau(t, taus) for t in ts)/len(ts) for d, ts in panels.items() if ts}
+    if not panels:
+        return None, panels
+    with plt.rc_context(plots._RC):
+        fig, axs = plt.subplots(1, len(panels), figsize=(1.7*plots.COLUMN, 2), sharey=True, squeeze=False)
+        for ax, (d, y) in zip(axs[0], panels.items()):
+            for k, line in enumerate(y):
+                ax.loglog(taus, line, color=plots.CYCLE[k], ls=plots.DASHES[k], label=str(line.reading.values))
+            ax.axhline(ex.PAPER_COUNTS[d], color=plots.COLOURS["tau"], lw=.7, ls=":")
+            ax.axvline(.05, color="0.8", lw=.7, zorder=0)
+            ax.set(xlabel=r"$\tau$", title=f"{plots.PRINTED.get(d, d)}: {of[d]}", xlim=(taus[0], taus[-1]), ylim=(1, 1000))
+            ax.set_xticks([.01, .05, .1, .5], ["0.01", "0.05", "0.1", "0.5"])
+            ax.minorticks_off()
+        axs[0, 0].set(ylabel="salient per sample", yticks=[1, 10, 100, 1000], yticklabels=["1", "10", "100", "1,000"])
+        fig.legend(*axs[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=3, fontsize=6.5)
+        plt.close(fig)
+    return fig, panels
 
 # %% ../nbs/report.ipynb #54d33fcd
 def strength_by_order(t, layer=-1):

@@ -404,3 +404,17 @@ def test_partial_is_the_correlation_of_what_the_strength_leaves():
     assert R.partial(y, x, z) == pytest.approx(np.corrcoef(*left)[0, 1])
     assert R.partial(y, x, np.ones(300)) == pytest.approx(stats.spearmanr(x, y).statistic)
     assert np.isnan(R.partial(y, np.ones(300), z)) and np.isnan(R.partial(y[:3], x[:3], z[:3]))
+
+
+def test_counts_by_tau_against_a_loop():
+    t, taus = random_table(5), np.array([.01, .05, .2])
+    counts = R.counts_by_tau(t, taus)
+    s = abs(t.i.isel(layer=-1)).where(t.i.order > 0, 0)
+    strongest = s.max(["kind", "subset"])
+    for k, scale in enumerate((strongest.max(), strongest, strongest.mean())):
+        for tau, n in zip(taus, counts.values[k]):
+            assert n == pytest.approx(float((s > tau*scale).sum(["kind", "subset"]).mean()), abs=.2)
+    assert float(R.count_at_output(t).mean()) == pytest.approx(counts.values[0, 1])
+    falling = xr.DataArray([[100., 10, 1]], dims=("reading", "tau"), coords=dict(tau=[.01, .1, 1.]))
+    assert R.tau_of(falling, 10) == pytest.approx([.1]) and np.isnan(R.tau_of(falling, 1000)).all()
+    assert R.plot_tau({}, taus) == (None, {})
