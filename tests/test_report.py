@@ -418,3 +418,16 @@ def test_counts_by_tau_against_a_loop():
     falling = xr.DataArray([[100., 10, 1]], dims=("reading", "tau"), coords=dict(tau=[.01, .1, 1.]))
     assert R.tau_of(falling, 10) == pytest.approx([.1]) and np.isnan(R.tau_of(falling, 1000)).all()
     assert R.plot_tau({}, taus) == (None, {})
+
+
+def test_the_floor_is_what_two_draws_have_in_common():
+    same = random_table(1, layers=("a", "b", "output"))
+    t = R.replace(same, variants={"bootstrap=1": same, "bootstrap=2": same})
+    np.testing.assert_allclose(R.floors(t, R.completeness), 1), np.testing.assert_allclose(R.floors(t, R.redundancy), 0, atol=1e-12)
+    other = random_table(2, layers=("a", "b", "output"))
+    t = R.replace(same, variants={"bootstrap=1": same, "bootstrap=2": other})
+    for l, name in enumerate(("a", "b")):
+        pair = xr.concat([same.interactions[:, l], other.interactions[:, l].assign_coords(layer="output")], "layer")
+        by_hand = R.redundancy(R.Table(pair, "mnist", "resnet20")).isel(layer=0)
+        np.testing.assert_allclose(R.floors(t, R.redundancy).sel(layer=name), by_hand)
+    assert R.floors(R.replace(t, variants={"bootstrap=1": same}), R.redundancy) is None
