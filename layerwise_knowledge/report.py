@@ -78,8 +78,6 @@ class Finding:
 
     def __str__(self): return f"{self.where}: {self.what} {num(self.mean)} [{num(self.low)}, {num(self.high)}]"
 
-
-# %% ../nbs/report.ipynb #f2b26c1f
 def finding(
     t,              # Table that it comes from
     values,         # one a sample; NaN is left out
@@ -292,7 +290,6 @@ def high_share(t, what="strength"):
     total = salient_between(t, 0, 1, what)
     return (salient_between(t, t.high[0], t.high[2], what)/total).where(total > 0)
 
-# %% ../nbs/report.ipynb #12floor2
 def two_draws(t):
     "layer -> Table of two layers, two bootstrap draws of its probe; empty without them"
     draws = [t.variants.get(f"bootstrap={k}") for k in (1, 2)]
@@ -419,7 +416,6 @@ def c1(tables):
             out.append(finding(next(iter(counts)), mean, "salient", (p/ABOUT, p*ABOUT), where=where, ends=with_tau_drawn(list(counts))))
     return out
 
-# %% ../nbs/report.ipynb #12tau002
 READINGS = {"strongest of all samples": lambda s: s.max("sample"), "each sample's own": lambda s: s,
             "mean of the samples' strongest": lambda s: s.mean("sample")}
 
@@ -472,7 +468,6 @@ def c2(tables):
     out = [finding(t, trend(strength_by_order(t), "order"), "ρ", BELOW, inside) for t, inside in within(tables, IMAGES)]
     return out + [finding(t, high_share(t).isel(layer=-1), "share of m > n/2", (-math.inf, MOST), False) for t, _ in within(tables, IMAGES)]
 
-# %% ../nbs/report.ipynb #12ctrl01
 @cache
 def random_functions(n=8, samples=100, hidden=64, seed=0):
     "What has learned nothing, extracted: name -> Table with the output alone"

@@ -17,7 +17,8 @@ def cache(tmp_path, monkeypatch, root):
 def test_every_experiment_of_every_profile_has_whole_settings(profile):
     for dataset, network in ex.experiments(profile):
         s = ex.settings(profile, dataset, network)
-        wanted = {k for keys in ex.STEPS.values() for k in keys} - ({"players", "patch"} if s["choice"] == "columns" else set())
+        wanted = {k for keys in [*ex.STEPS.values(), *ex.PROBES.values()] for k in keys} - {"labels"}
+        wanted -= {"players", "patch"} if s["choice"] == "columns" else set()
         assert wanted <= s.keys(), f"{profile} {dataset} {network} lacks {wanted - s.keys()}"
         assert s["layers"][-1] == "output" and len(ex.variants(s)) == 1 + len(s["variants"])
 
@@ -27,9 +28,18 @@ def test_a_file_name_changes_with_what_determines_it_and_nothing_else(step):
     s = ex.settings("quick", "mnist", "mlp7")
     mine = ex.determines(s, step).keys()
     for key in s:
-        other = s | {key: "something else"}
+        other = s | {key: "sgd" if key == "probe" else "something else"}
         same = ex.step_file(s, step, "").name.split("-")[-1] == ex.step_file(other, step, "").name.split("-")[-1]
         assert same == (key not in mine), f"{step}: {key}"
+
+
+def test_shuffled_labels_and_other_probes_are_other_files():
+    s = ex.settings("quick", "mnist", "mlp7")
+    others = [s, s | dict(labels="shuffled"), s | dict(probe="sgd"), s | dict(bootstrap=1), s | dict(pool=16)]
+    assert len({ex.step_file(o, "scores", "") for o in others}) == 5
+    assert [ex.step_file(o, "network", "") == ex.step_file(s, "network", "") for o in others] == [True, False] + [True]*3
+    sgd = s | dict(probe="sgd")
+    assert ex.step_file(sgd, "probes", "") == ex.step_file(sgd | dict(probe_tol=.5, bootstrap=2), "probes", "")
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch, xarray as xr
 
-from layerwise_knowledge import experiments as ex, files, models, plots
+from layerwise_knowledge import experiments as ex, files, models, plots, scores
 from layerwise_knowledge.probes import Probes
 
 ROOT = Path(__file__).parent.parent
