@@ -858,15 +858,13 @@ def sensitivity(
 ) -> pd.DataFrame:          # claim x alternative: "3/4" (no change), "3/4 → 2/4", or with the verdicts if they change; – where nothing can be compared
     "Which verdicts change when one choice is made otherwise?"
     claims, out, base = claims or [k for k in CLAIMS if k not in ("C8", "C10")], {}, {}
-    def held(r):
-        counted = [f for f in r.findings if f.decides and f.enough]
-        return f"{sum(f.holds for f in counted)}/{len(counted)}" if counted else ""
+    def of_tests(r): return "/".join(map(str, held(r.findings))) if held(r.findings)[1] else ""
     for name, change in (alternatives or ALTERNATIVES).items():
         other = {e: c for e, t in tables.items() if (c := change(t)) is not None}
         if tuple(other) not in base: base[tuple(other)] = judge({e: tables[e] for e in other}, claims, beside=False)
         before, after = base[tuple(other)], judge(other, claims, beside=False)
         def cell(k):
-            (a, x), (b, y) = ((r.word, held(r)) for r in (before[k], after[k]))
+            (a, x), (b, y) = ((r.word, of_tests(r)) for r in (before[k], after[k]))
             if not any(f.decides for f in after[k].findings) or not (x or y): return "–"
             if not x or not y: return f"{a} {x}".strip() + f" → {b} {y}".rstrip()
             return x if (a, x) == (b, y) else f"{x} → {y}" if a == b else f"{a} {x} → {b} {y}"
