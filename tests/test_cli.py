@@ -58,7 +58,7 @@ def test_train_score_report(lk):
 def test_report_into_a_closed_pipe(root, drawn):
     env = os.environ | {"LAYERWISE_CACHE": str(drawn/"cache")}
     out = subprocess.run(["bash", "-c", f"set -o pipefail; {Path(sys.executable).with_name('lk')} report --profile smoke | head -1"], cwd=root, capture_output=True, text=True, env=env)
-    assert "Traceback" not in out.stderr and out.stdout.startswith("claim")
+    assert "Traceback" not in out.stderr and out.stdout.startswith("----")
 
 
 def test_report_of_what_the_figures_computed(root, drawn, tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_report_of_what_the_figures_computed(root, drawn, tmp_path, monkeypatch)
     monkeypatch.setenv("LAYERWISE_CACHE", str(drawn/"cache"))
     out = json.loads(cli.draw(root/"nbs"/"report.ipynb", profile="smoke", folder=str(tmp_path/"pictures")).read_text())
     text = "".join("".join(o.get("text", [])) for c in out["cells"] for o in c.get("outputs", []))
-    assert "profile smoke, tau = 0.05: 3 experiments" in text and "C2 not tested: 3 of 100 samples" in text
+    assert "profile smoke, tau = 0.05: 3 experiments" in text and "here: not tested; 3 of 100 samples" in text
     assert {"report_c1_smoke.png", "report_c2_smoke.svg", "report_gaps_smoke.png"} <= {p.name for p in (tmp_path/"pictures").iterdir()}
 
 
