@@ -447,7 +447,7 @@ def floors(t, f):
         return None
     values = [f(one).isel(layer=0, drop=True) for one in pairs.values()]
     along = xr.DataArray(list(pairs), dims="layer", name="layer")
-    return xr.concat(values, along).transpose("sample", "layer")
+    return xr.concat(values, along).transpose("sample", "layer", ...)
 
 # %% ../nbs/appendix/judging.ipynb #12jd037
 @cache

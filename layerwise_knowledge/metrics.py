@@ -100,7 +100,7 @@ def merge_first_order(
 
 # %% ../nbs/05_metrics.ipynb #b39b6484
 def _scores_of(i, v):
-    "The score table v of the interactions i in float64, or one sentence on what is wrong with it"
+    "v(x_∅) and v(x_N) of the interactions i in float64, or one sentence on what is wrong with v"
     if not isinstance(v, xr.DataArray):
         raise TypeError("a labelled score table (xarray.DataArray) with the axes sample, layer "
                         f"and subset is wanted; got {type(v).__name__}")
@@ -110,7 +110,7 @@ def _scores_of(i, v):
     _aligned("the score table and the interactions must hold the same samples and layers in the "
              f"same order, and the same players; got {dict(v.sizes)} and {dict(i.sizes)}",
              v, i.isel(kind=0, drop=True))
-    return _real(v, "scores")
+    return _real(v.isel(subset=[0, -1]), "v(x_∅) and v(x_N)")
 
 def span(
     i,       # interactions (sample, layer, kind, subset)

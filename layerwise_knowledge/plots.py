@@ -187,10 +187,17 @@ def _stack(ax, q, orders):
         ax.vlines(orders, sign * b.low, sign * b.high, color="0.2", lw=.6)
     ax.axhline(0, color="k", lw=.6)
 
-def _ratio_lines(ax, q, orders, ylabel):
-    "One line an order through the layers"
+def _ratio_lines(ax, q, orders, ylabel, floor=None):
+    "One line an order through the layers; as thin bars what two draws of a layer's probe give"
     at, colours = np.arange(q.sizes["layer"]), _order_colours(orders)
-    for k, o in enumerate(orders): _curve(ax, at + _dodge(k, len(orders)), q.sel(order=o, drop=True), colours[o], MARKERS[k % len(MARKERS)], band=False)
+    for k, o in enumerate(orders):
+        x, marker = at + _dodge(k, len(orders)), MARKERS[k % len(MARKERS)]
+        _curve(ax, x, q.sel(order=o, drop=True), colours[o], marker, band=False)
+        if floor is not None:
+            y = floor.sel(order=o, drop=True).reindex(layer=q.layer)
+            seen = y.notnull().mean("sample") >= .5 if "sample" in y.dims else y.notnull()
+            y = _interval(y)["mean"].where(seen)
+            ax.hlines(y, x - .16, x + .16, color=colours[o], lw=.8)
     ax.set(ylabel=ylabel, ylim=(-.03, 1.03), yticks=[0, .5, 1], yticklabels=["0", "50 %", "100 %"])
     ax.set_xticks(at, q.layer.values, rotation=30, ha="right", rotation_mode="anchor")
 
@@ -205,9 +212,12 @@ def layer_changes(
     accuracy=None,   # layer -> test accuracy of its probe
     orders=None,     # orders to draw: all (None), the lowest so many (int), or a list
     title="",
+    floor=None,      # the metrics of two draws of each layer's probe, drawn as thin bars
 ):  # figure
-    "Figs. 3, 7, 10: (a) overlap, forget and new by order, a panel a layer; (b) completeness and redundancy by layer, a line an order"
+    """Figs. 3, 7, 10: (a) overlap, forget and new by order, a panel for each layer; (b) completeness and
+    redundancy by layer, a line for each order"""
     q = _one_kind(_values(m, "m"), kind)
+    least = None if floor is None else _one_kind(_values(floor, "floor"), kind)
     orders, left = _shown(q, orders)
     q, count = q.sel(order=orders), _interval(q["count"].sum("order"))["mean"]
     names, next_ = q.layer.values, q.attrs.get("reference") == "next"
@@ -224,12 +234,14 @@ def layer_changes(
     handles = [mpl.patches.Patch(color=COLOURS[c], label=t) for c, t in (_NEIGHBOURS if next_ else _FINAL).items()]
     top.legend(handles=handles, loc="outside upper left", ncols=3, title=title, alignment="left")
     a, b, key = bottom.subplots(1, 3, width_ratios=[1, 1, .28])
-    _ratio_lines(a, q.completeness, orders, "completeness")
-    _ratio_lines(b, q.redundancy, orders, "redundancy")
+    for ax, what in ((a, "completeness"), (b, "redundancy")):
+        _ratio_lines(ax, q[what], orders, what, None if least is None else least[what])
     colours, seen = _order_colours(orders), [o for o in orders if float((q["all"] + q.all_L).sel(order=o).sum()) > 0]
     key.axis("off"), key.legend(handles=[mpl.lines.Line2D([], [], color=colours[o], marker=MARKERS[k % len(MARKERS)], label=o) for k, o in enumerate(orders) if o in seen],
                                 title="order $m$", loc="center left", ncols=1 + (len(orders) > 6))
-    _note(bottom, _players(m), _samples([m]), left, "95 % bootstrap over samples; hollow: ratio defined in under half of them" if "sample" in m.dims else "")
+    _note(bottom, _players(m), _samples([m]), left, "95 % bootstrap over samples; "
+          "hollow: ratio defined in under half of them" if "sample" in m.dims else "",
+          "thin bars: two draws of the layer's probe" if floor is not None else "")
     return fig
 
 # %% ../nbs/09_plots.ipynb #84d69fba
