@@ -317,23 +317,24 @@ def ingredients(
     return model, about, probes, data, hashes
 
 # %% ../nbs/08_experiments.ipynb #2ecf0ba7
-def _new_probes(s, progress):
-    "Train the probes of a network"
+def _new_probes(s, parts, progress):
+    "Train the probes of a network; those that are solved for, one part for each layer"
     (model, about), data = get_network(s, progress), get_data(s)
     path = step_file(s, "network", ".safetensors")
     check_made_from(s, path, about["made_from"], data=data.sha256)
     labelled = data.x_train, _labels(s, data), data.x_test, data.y_test
     more = dict(memory=s["probe_memory"]*2**30, progress=progress)
+    solved = more | dict(cache=parts)
     if s["probe"] == "sgd":
         probes = sgd_probes(model, s["layers"], *labelled, lr=s["probe_lr"],
                             momentum=s["probe_momentum"], batch_size=s["probe_batch"],
                             epochs=s["probe_epochs"], seed=s["seed"], half=s["probe_half"], **more)
     elif s["bootstrap"]:
         whole = get_probes(s | dict(bootstrap=None), progress)
-        probes = bootstrap_probes(whole, s["bootstrap"], model, *labelled, **more)
+        probes = bootstrap_probes(whole, s["bootstrap"], model, *labelled, **solved)
     else:
         probes = train_probes(model, s["layers"], *labelled, tol=s["probe_tol"], pool=s["pool"],
-                              **more)
+                              **solved)
     probes.made_from = dict(network=about["weights_sha256"], data=data.sha256)
     return probes
 
@@ -343,8 +344,9 @@ def get_probes(
 ):                  # Probes
     "Step 2: a linear classifier on the features of every probed layer"
     path = step_file(s, "probes", ".safetensors")
-    probes = kept(path, lambda: _new_probes(s, progress), lambda probes, p: probes.save(p),
-                  Probes.load)
+    parts = path.with_suffix(".parts")
+    probes = kept(path, lambda: _new_probes(s, parts, progress), lambda probes, p: probes.save(p),
+                  Probes.load, parts)
     check_made_from(s, path, probes.made_from)
     return probes
 

@@ -6,10 +6,11 @@
 __all__ = ['PENALTIES', 'Probes', 'sgd_probes', 'held_out', 'train_probes', 'bootstrap_probes']
 
 # %% ../nbs/04_probes.ipynb #04prb003
-import hashlib
+import hashlib, json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .files import content, load_tensors, save_tensors
+from .files import compare, content, load_tensors, save_tensors
 from .players import _whole
 from layerwise_knowledge.scores import (
     _check_company, _check_labels, _frozen, _inputs, _labels, _named_layers, _one_input, _reached,
@@ -373,8 +374,9 @@ def train_probes(
     x_train, y_train, # the training set the network had
     x_test, y_test,   # for the test accuracy
     tol=1e-4,         # certified relative gap at which an optimum counts as found
-    pool=None,        # average the maps of a convolution to this many features a layer
+    pool=None,        # average the maps of a convolution to this many features per layer
     memory=2 * 2**30, # bytes of features to keep; more are rounded to float16, or made every pass
+    cache=None,       # folder: every layer is kept there as it is solved, so a stopped run goes on
     progress=True,    # show a progress bar
 ):                    # Probes
     """The best linear classifier of every layer's features (Section 3.1): multinomial logistic
@@ -385,43 +387,54 @@ def train_probes(
     def fit(reading): return _path(reading, tol)
     settings = dict(solver="L-BFGS", tol=tol, pool=pool, bootstrap=None)
     return _solve(model, layers, (x_train, y_train), (x_test, y_test), fit, settings, memory,
-                  progress)
+                  cache, progress)
 
 # %% ../nbs/04_probes.ipynb #04prb029
 @torch.no_grad()
-def _solve(model, layers, train, test, fit, settings, memory, progress):
+def _solve(model, layers, train, test, fit, settings, memory, cache, progress):
     "fit(reading) for every layer, and what is told of the probes"
     wanted = [name for name in _named_layers(model, layers) if name != "output"]
     (x, y), test = _labelled_inputs(*train, "x_train"), _labelled_inputs(*test, "x_test")
-    probes, right, pool = Probes({}, settings=settings), {}, settings["pool"]
     with _frozen(model), torch.inference_mode(False), torch.no_grad():
         classes, held = _check_data(model, wanted, ((x, y), test)), held_out(x)
+        counts = _counts(held, settings["bootstrap"])
         maps = {name: f[0] for name, f in _one_input(model, [*wanted, "output"], x).items()}
-        bar = tqdm(_sources(model, maps, x, pool, memory), "probes", len(maps), unit="layer",
-                   disable=not progress)
+        kept = _Kept(cache, model, x, y, settings)
+        solved = {name: kept.load(name) for name in wanted if kept.has(name)}
+        left = {name: f for name, f in maps.items() if name not in solved}
+        bar = tqdm(_sources(model, left, x, settings["pool"], memory), "probes", len(maps),
+                   initial=len(solved), unit="layer", disable=not progress)
         for name, source in bar:
             if name == "output":
-                right[name] = _right(source, y)
-                continue
-            reading = _Reading(source, name, y, classes, _counts(held, settings["bootstrap"]), held)
-            found, probes.history[name] = fit(reading)
-            _check_solved(found["gap"], settings["tol"], name)
-            right[name] = reading.right(found["w"])
-            single = torch.promote_types(maps[name].dtype, torch.float32)
-            weight, bias = (t.to(single) for t in reading.raw(found["w"]))
-            probes.linear[name] = _linear(_unpooled(weight, maps[name], pool), bias)
-            probes.gap[name], probes.penalty[name] = found["gap"], found["penalty"]
+                solved[name] = {}, _shares(_right(source, y), held)
+            else:
+                reading = _Reading(source, name, y, classes, counts, held)
+                solved[name] = kept.save(name, *_solved(reading, fit, maps[name], settings))
+        linear = {name: _linear(**solved[name][0]) for name in wanted}
         source = _Features(model, list(maps), test[0], _BATCH, 0)
-        tested = _accuracy(probes.linear, source, test[1], _BATCH)
-    probes.accuracy = {name: dict(train=_share(right[name][~held]),
-                                  held_out=_share(right[name][held]), test=tested[name])
-                       for name in maps}
-    return probes
+        tested = _accuracy(linear, source, test[1], _BATCH)
+    return _told(linear, {name: solved[name][1] for name in maps}, tested, settings)
 
-def _check_solved(gap, tol, name):
-    if not gap <= tol:
-        raise ValueError(f"the probe of {name!r} was not solved: gap {gap:.1e}, wanted {tol:.0e}; "
-                         "are its features finite? A larger tol accepts it")
+def _solved(reading, fit, one, settings):
+    "Weights of one layer's probe, and what is told of them"
+    found, history = fit(reading)
+    if not found["gap"] <= settings["tol"]:
+        raise ValueError(f"the probe of {reading.name!r} was not solved: gap {found['gap']:.1e}, "
+                         f"wanted {settings['tol']:.0e}; are its features finite? "
+                         "A larger tol accepts it")
+    single = torch.promote_types(one.dtype, torch.float32)
+    weight, bias = (t.to(single) for t in reading.raw(found["w"]))
+    told = dict(gap=found["gap"], penalty=found["penalty"], history=history)
+    told |= _shares(reading.right(found["w"]), reading.held_out)
+    return dict(weight=_unpooled(weight, one, settings["pool"]), bias=bias), told
+
+def _told(linear, told, tested, settings):
+    "Probes, from what is told of each layer"
+    def of(k): return {name: story[k] for name, story in told.items() if k in story}
+    train, held = of("train"), of("held_out")
+    accuracy = {name: dict(train=train[name], held_out=held[name], test=tested[name])
+                for name in told}
+    return Probes(linear, accuracy, of("gap"), of("penalty"), of("history"), settings)
 
 def _counts(held, seed):
     "How often each input counts: once, or as often as a bootstrap draws it; never if held out"
@@ -431,7 +444,10 @@ def _counts(held, seed):
     drawn = torch.randint(len(index), (len(index),), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(len(held)).index_add_(0, index[drawn], torch.ones(len(index))).double()
 
-def _share(right): return right.double().mean().item()
+def _shares(right, held):
+    "Of what the probe saw, and of what was held out: how much is right?"
+    train, held_out = (right[rows].double().mean().item() for rows in (~held, held))
+    return dict(train=train, held_out=held_out)
 
 def _right(source, y):
     "For which inputs is the network right? (N,) bool"
@@ -458,6 +474,33 @@ def _groups(sizes, room):
             group = []
         group.append(name)
     yield group
+
+# %% ../nbs/04_probes.ipynb #04prb061
+class _Kept:
+    "Solved layers in a folder, each with what it was made from; without a folder, nowhere"
+    def __init__(self, folder, model, x, y, settings):
+        self.folder = None if folder is None else Path(folder)
+        if self.folder:
+            text = json.dumps(settings, sort_keys=True).encode()
+            self.made_from = dict(network=content(*model.state_dict().values()), data=content(x, y),
+                                  settings=hashlib.sha256(text).hexdigest())
+
+    def path(self, name):
+        return self.folder/f"{name}.safetensors"
+
+    def has(self, name):
+        return self.folder is not None and self.path(name).exists()
+
+    def save(self, name, weights, told):
+        if self.folder:
+            save_tensors(weights, self.path(name), told | dict(made_from=self.made_from))
+        return weights, told
+
+    def load(self, name):
+        weights, told = load_tensors(self.path(name))
+        here = {k: (sha, f"the {k} here") for k, sha in self.made_from.items()}
+        compare(self.path(name), told.pop("made_from"), here)
+        return weights, told
 
 # %% ../nbs/04_probes.ipynb #04prb032
 def _pooled(
@@ -487,6 +530,7 @@ def bootstrap_probes(
     x_train, y_train, # the training set
     x_test, y_test,   # for the test accuracy
     memory=2 * 2**30, # bytes of features to keep
+    cache=None,       # folder: every layer is kept there as it is solved
     progress=True,    # show a progress bar
 ):                    # Probes
     """The same probes on another draw of the training set: as many inputs, with replacement. How far
@@ -498,4 +542,4 @@ def bootstrap_probes(
         tol, penalty = settings["tol"], probes.penalty[reading.name]
         return _optimum(reading, _Valley(reading), reading.zeros(), penalty, tol), []
     return _solve(model, list(probes.accuracy), (x_train, y_train), (x_test, y_test), fit,
-                  settings | dict(bootstrap=seed), memory, progress)
+                  settings | dict(bootstrap=seed), memory, cache, progress)

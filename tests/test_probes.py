@@ -247,3 +247,41 @@ def test_probe_refusals():
         bootstrap_probes(sgd, 1, net, *TEST, *TEST)
     with pytest.raises(ValueError, match="seed must be at least 1"):
         bootstrap_probes(sgd, 0, net, *TEST, *TEST)
+
+
+class Stopped(Exception):
+    "Someone pressed a key"
+
+
+def test_a_stopped_run_goes_on_with_the_next_layer(tmp_path, monkeypatch):
+    from layerwise_knowledge import probes as module
+    data, model = (*blobs(), *TEST), small()
+    whole = train_probes(model, ["0", "1", "output"], *data, progress=False)
+    path, solved = module._path, []
+    def stops(reading, tol):
+        if solved:
+            raise Stopped
+        solved.append(reading.name)
+        return path(reading, tol)
+    monkeypatch.setattr(module, "_path", stops)
+    with pytest.raises(Stopped):
+        train_probes(model, ["0", "1", "output"], *data, cache=tmp_path, progress=False)
+    assert [p.stem for p in tmp_path.glob("*.safetensors")] == solved == ["0"]
+    monkeypatch.setattr(module, "_path", lambda *a: solved.append(a[0].name) or path(*a))
+    again = train_probes(model, ["0", "1", "output"], *data, cache=tmp_path, progress=False)
+    assert solved == ["0", "1"]                                       # not "0" once more
+    for layer in whole:
+        assert torch.equal(whole[layer].weight, again[layer].weight)
+        assert torch.equal(whole[layer].bias, again[layer].bias)
+    for told in ("accuracy", "gap", "penalty", "history"):
+        assert getattr(whole, told) == getattr(again, told)
+
+
+def test_kept_layers_of_something_else_are_refused(tmp_path):
+    (x, y), net = blobs(), identity()
+    train_probes(net, ["0"], x, y, *TEST, cache=tmp_path, progress=False)
+    for other in (dict(x=x + 1), dict(y=y.flip(0)), dict(tol=1e-3)):
+        given = dict(x=x, y=y, tol=1e-4) | other
+        with pytest.raises(ValueError, match="was made from another (data|settings)"):
+            train_probes(net, ["0"], given["x"], given["y"], *TEST, given["tol"],
+                         cache=tmp_path, progress=False)
