@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_COUNTS', 'STEPS', 'PROBES', 'AFTER', 'RECIPE', 'CERTIFICATE', 'project_folder', 'read_settings', 'profiles',
-           'experiments', 'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'kept', 'get_data',
+           'experiments', 'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'get_data',
            'get_network', 'made_on', 'package_version', 'check_made_from', 'ingredients', 'get_probes', 'get_samples',
            'explained_class', 'get_scores', 'provenance', 'made_by', 'get_interactions', 'table_hashes', 'split',
            'check_certificate', 'belongs_together', 'run', 'interactions_sha256', 'get_noise', 'get_attributions',
@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,8 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from . import datasets, metrics, models, scores
-from .files import (compare, content, load_story, load_table, lock, save_table,
-                                       sweep, write)
+from .files import (compare, content, kept, load_story, load_table, part,
+                                       save_table, write)
 from .interactions import orders, subset_sum
 from .players import (FeaturePlayers, PatchPlayers, central_patches,
                                          foreground_patches, mean_baseline)
@@ -206,26 +205,6 @@ def step_file(
     shipped = project_folder()/"data"/"results"/name
     return shipped if shipped.exists() else cache_folder()/name
 
-# %% ../nbs/08_experiments.ipynb #5669e2e0
-def kept(
-    path: Path,    # where the result is kept
-    make,          # () -> result
-    save,          # (result, path)
-    load,          # (path) -> result; ValueError if a bit of it has changed
-    scratch=None,  # what making it leaves behind, removed once the result is there
-):                 # the result, always as loaded from its file
-    "Make a result once, one process at a time; afterwards load it"
-    if not path.exists() or (scratch and scratch.exists()):
-        with lock(path):
-            if not path.exists():
-                sweep(path.parent)
-                save(make(), path)
-            if scratch and scratch.is_dir():
-                shutil.rmtree(scratch)
-            elif scratch:
-                scratch.unlink(missing_ok=True)
-    return load(path)
-
 # %% ../nbs/08_experiments.ipynb #aacdde95
 def get_data(
     s: dict,     # settings
@@ -385,15 +364,6 @@ def explained_class(
         return model(x).argmax(-1)
 
 # %% ../nbs/08_experiments.ipynb #59cf4bd4
-def _part(path, make, made_from):
-    "One part of a long step, kept until the whole is there"
-    if not path.exists():
-        save_table(make().assign_attrs(made_from=json.dumps(made_from)), path)
-    found = load_table(path)
-    compare(path, json.loads(found.attrs["made_from"]),
-            {name: (sha, f"the {name} here") for name, sha in made_from.items()})
-    return found.drop_attrs(deep=False)
-
 def _new_scores(s, parts, progress):
     "Score tables of all samples, one part a sample"
     model, about, probes, data, made_from = ingredients(s, progress)
@@ -406,7 +376,7 @@ def _new_scores(s, parts, progress):
     def sample(k): return content(x[k], target[k], players[k].owner)
     bar = tqdm(range(len(x)), desc=f"scores {s['dataset']}/{s['network']}", unit="sample",
                disable=not progress)
-    tables = [_part(parts/f"{k:04d}.nc", lambda: one(k), made_from | {f"sample {k}": sample(k)}).v
+    tables = [part(parts/f"{k:04d}.nc", lambda: one(k), made_from | {f"sample {k}": sample(k)}).v
               for k in bar]
     v = xr.concat(tables, "sample", coords="minimal", compat="override")
     v = v.copy(data=np.round(v.values*2**12)/2**12)       # far below any κ, and half the bytes
@@ -478,7 +448,7 @@ def _new_interactions(s, v, parts, progress):
     "Interactions of all samples, one part for five of them"
     bar = tqdm(range(0, len(v), 5), desc=f"extractions {s['dataset']}/{s['network']}",
                unit=" x 5 samples", disable=not progress)
-    made = [_part(parts/f"{k:04d}.nc", lambda: _extracted(s, v[k:k + 5]),
+    made = [part(parts/f"{k:04d}.nc", lambda: _extracted(s, v[k:k + 5]),
                   dict(scores=content(v[k:k + 5].values))) for k in bar]
     story = provenance(s, "interactions", dict(scores=content(v.values)))
     return xr.concat(made, "sample").assign(ends=_ends(v)).assign_attrs(story)
@@ -646,7 +616,7 @@ def _new_noise(s, parts, progress):
         return moments.expand_dims(sample=[int(index[k])])
     bar = tqdm(range(min(s["noise_samples"], len(x))), desc=f"noise {s['dataset']}/{s['network']}",
                unit="sample", disable=not progress)
-    out = xr.concat([_part(parts/f"{k:04d}.nc", lambda: one(k), made_from) for k in bar], "sample")
+    out = xr.concat([part(parts/f"{k:04d}.nc", lambda: one(k), made_from) for k in bar], "sample")
     return out.assign_attrs(provenance(s, "noise", made_from, data))
 
 def interactions_sha256(
