@@ -535,6 +535,8 @@ def as_network(
 ) -> tuple:        # (torch.nn.Module, "classes" | "logit" | "value")
     """A model of any kind as a network that takes a tensor and returns logits (batch, classes);
     ValueError if its outputs are no logits"""
+    if isinstance(model, type):
+        raise TypeError(f"model must be made already, got the class {model.__name__}")
     how = dict(kind="tensor") if how is None else how
     module = isinstance(model, nn.Module)
     if module and how["kind"] == "array":
