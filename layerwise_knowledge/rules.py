@@ -39,9 +39,10 @@ def patches(
                     # the paper); "foreground": at random where it is bright (MNIST); or a function
                     # of one image that gives n cells (row, column)
 ) -> Game:          # image (channels, height, width) -> PatchPlayers
-    """Square patches of an image as players (App. M); ValueError for more patches than fit
+    """Square patches of an image as players (App. M)
 
-    The choice depends on the image alone, not on the order of the images."""
+    The choice depends on the image alone, not on the order of the images. Raises ValueError for
+    more patches than fit, and for a choice that is not known."""
     n, size = _whole(n, "n", 1), _whole(size, "size", 1)
     rules = {"grid": _even_cells, "center": _middle_cells, "foreground": _bright_cells}
     if not callable(choose) and choose not in rules:
@@ -87,15 +88,16 @@ def _bright_cells(x, n, size):
 def segments(
     n=12,     # how many players
 ) -> Game:    # image (channels, height, width) -> Players that cover it
-    """Superpixels of an image as players: pieces of similar colour, n of them
+    """Superpixels of an image as players: pieces of similar colour, n of them (not in the paper)
 
-    ImportError without scikit-image."""
+    Raises ImportError without scikit-image, ValueError for too small an image."""
     n = _whole(n, "n", 2)
     return Game(lambda x: Players(_superpixels(x, n).expand(x.shape)), f"segments({n})")
 
 def _superpixels(x, n):
     "(H, W): which of n pieces a pixel belongs to, in reading order"
     try:
+        from skimage.color import rgb2lab
         from skimage.segmentation import slic
     except ImportError:
         raise ImportError("segments need scikit-image: pip install "
@@ -106,7 +108,7 @@ def _superpixels(x, n):
     for asked in (4 * n, 16 * n, image[..., 0].size):
         labels = slic(image, asked, compactness=10 if lab else .1, channel_axis=-1, convert2lab=lab)
         if len(np.unique(labels)) >= n:
-            return torch.from_numpy(_joined(labels, image, n))
+            return torch.from_numpy(_joined(labels, rgb2lab(image) if lab else image, n))
     raise ValueError(f"an image of {labels.shape[0]}x{labels.shape[1]} pixels has fewer than {n} "
                      "superpixels; use fewer, or patches")
 
@@ -140,8 +142,9 @@ def columns(
 ) -> FeaturePlayers:    # players of an input of D numbers
     """One player a column, the columns of a one-hot code together
 
-    A code is a run of neighbours with two values each, of which one at most is the higher in any
-    row; the more rows, the surer. ValueError for what is no table."""
+    A code is a run of neighbours that are 0 or 1 (with ten rows or more: any two values), of which
+    one at most is the higher in any row; the more rows, the surer (App. M: a player a column). Raises ValueError for what is no
+    table."""
     names = [str(c) for c in frame.columns] if hasattr(frame, "columns") else None
     if names:
         raw = [t for t in frame.dtypes if not isinstance(t, np.dtype) or t.kind not in "biuf"]
@@ -150,7 +153,7 @@ def columns(
     if x.ndim != 2 or not x.numel():
         raise ValueError(f"frame must be a table (rows, D), got shape {tuple(x.shape)}")
     on = (x == x.amax(0)) & (x != x.amin(0))
-    binary = [len(z.unique()) < 3 for z in x.T]
+    binary = [bool(((z == 0) | (z == 1)).all()) or len(x) >= 10 and len(z.unique()) < 3 for z in x.T]
     groups, at = [], 0
     while at < x.shape[1]:
         end, name = _named_code(on, binary, names, at) if names else _code(on, binary, at)

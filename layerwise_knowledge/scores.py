@@ -264,7 +264,10 @@ def score_table(
     sample=None,       # labels of the inputs on the sample axis; default 0, 1, 2, ...
     max_players=20,    # refuse more players than this
 ):                     # xarray.DataArray "v" (sample, layer, subset), float32
-    "v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one forward pass"
+    """v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one
+    forward pass (Eq. 5)
+
+    Raises ValueError or TypeError where network, inputs, players, probes and baseline do not fit."""
     layers, x = list(_named_layers(model, layers)), _inputs(x, "x")
     y, sample = _labels(y, x.shape[:1]), list(range(len(x)) if sample is None else sample)
     games = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
@@ -380,7 +383,8 @@ def _check_scores(table, sample, layers):
     if bad:
         more = " and more" * (len(bad) > 3)
         raise ValueError(f"NaN or infinite scores at {'; '.join(bad[:3])}{more}: "
-                         "does the network return NaN for these inputs?")
+                         "does the network return NaN for these inputs? Of a probability of 0 or 1 "
+                         "there are no log-odds: return p.clip(1e-6, 1 - 1e-6)")
 
 def _labelled(table, y, games, layers, probes, sample):
     "The table with its labels; the players' names go along as JSON, to draw it without its data"
@@ -496,7 +500,9 @@ class Network(nn.Module):
         return {k: _to_model(self.run, z) for k, z in x.items()}
 
     def tensor(self, z):
-        return torch.as_tensor(z) if isinstance(z, (np.ndarray, list)) else _tensor("output", z)
+        if isinstance(z, list) and not any(map(torch.is_tensor, z)) or hasattr(z, "__array__"):
+            z = z if torch.is_tensor(z) else torch.as_tensor(np.asarray(z))
+        return _tensor("output", z)
 
     def forward(self, x):
         z = _wide(self.raw(x))
@@ -514,6 +520,9 @@ def _takes_names(run, x):
 
 def _function(model):
     "The function of a batch that stands for an estimator"
+    owner = getattr(model, "__self__", None)
+    if getattr(model, "__name__", "") == "predict" and hasattr(owner, "classes_"):
+        raise TypeError("predict gives classes, not how sure the model is: pass the estimator itself")
     if callable(model):
         return model
     if hasattr(model, "predict_proba"):
