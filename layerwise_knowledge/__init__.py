@@ -9,7 +9,7 @@ import sys
 import types
 
 _WHERE = {                                     # name -> module: written by hand, the rest by nbdev
-    "track": "track", "Knowledge": "track", "open": "track", "layers": "track",
+    "track": "track", "layers": "track", "Knowledge": "knowledge", "open": "knowledge",
     "patches": "rules", "segments": "rules", "columns": "rules", "Players": "players",
     "train_probes": "probes", "score_table": "scores", "sparsify": "sparsify",
     "and_interactions": "interactions", "or_interactions": "interactions",

@@ -29,12 +29,12 @@ from . import datasets, metrics, models, scores
 from .files import (compare, content, kept, load_story, load_table, part,
                                        save_table, write)
 from .interactions import orders, subset_sum
+from .knowledge import (CERTIFICATE, extract, integrated_gradients,
+                                           noise_moments, noisy_scores)
 from .players import (FeaturePlayers, PatchPlayers, central_patches,
                                          foreground_patches, mean_baseline)
 from .probes import Probes, bootstrap_probes, sgd_probes, train_probes
 from .sparsify import sparsify
-from .track import (CERTIFICATE, extract, integrated_gradients, noise_moments,
-                                       noisy_scores)
 
 # %% ../nbs/08_experiments.ipynb #82ba83df
 def project_folder() -> Path:

@@ -143,8 +143,8 @@ def columns(
     """One player a column, the columns of a one-hot code together
 
     A code is a run of neighbours that are 0 or 1 (with ten rows or more: any two values), of which
-    one at most is the higher in any row; the more rows, the surer (App. M: a player a column). Raises ValueError for what is no
-    table."""
+    one at most is the higher in any row; the more rows, the surer (App. M: a player a column).
+    Raises ValueError for what is no table."""
     names = [str(c) for c in frame.columns] if hasattr(frame, "columns") else None
     if names:
         raw = [t for t in frame.dtypes if not isinstance(t, np.dtype) or t.kind not in "biuf"]
@@ -153,7 +153,9 @@ def columns(
     if x.ndim != 2 or not x.numel():
         raise ValueError(f"frame must be a table (rows, D), got shape {tuple(x.shape)}")
     on = (x == x.amax(0)) & (x != x.amin(0))
-    binary = [bool(((z == 0) | (z == 1)).all()) or len(x) >= 10 and len(z.unique()) < 3 for z in x.T]
+    def two_values(z):
+        return bool(((z == 0) | (z == 1)).all()) or len(z) >= 10 and len(z.unique()) < 3
+    binary = list(map(two_values, x.T))
     groups, at = [], 0
     while at < x.shape[1]:
         end, name = _named_code(on, binary, names, at) if names else _code(on, binary, at)

@@ -157,8 +157,8 @@ def test_probabilities_are_not_taken_for_logits():
     soft = known(nn.Sequential(net(), nn.Softmax(-1)), layers=["output"])
     xr.testing.assert_allclose(soft.scores, known(layers=["output"]).scores, atol=1e-4)
     sigmoid = known(nn.Sequential(net(1), nn.Sigmoid()), y=YES[:2], **ONES)
-    xr.testing.assert_allclose(sigmoid.scores[:, -1], known(net(1), y=YES[:2], **ONES).scores[:, -1],
-                               atol=1e-4)
+    logit = known(net(1), y=YES[:2], **ONES)
+    xr.testing.assert_allclose(sigmoid.scores[:, -1], logit.scores[:, -1], atol=1e-4)
     assert "probabilities" in repr(soft)
 
 
@@ -306,7 +306,8 @@ BAD = {
     "a label of train out of range": (dict(train=(X, Y + 1)), "label 3 is out of range"),
     "too few labels": (dict(y=Y[:1]), "2 inputs but 1 labels"),
     "labels of train are missing": (dict(train=X), r"train must be a pair, train=\(x_train, y_tr"),
-    "players made for other inputs": (dict(players=lk.columns(X[:, :3])), "made for inputs of shape"),
+    "players made for other inputs": (dict(players=lk.columns(X[:, :3])),
+                                      "made for inputs of shape"),
     "players as a word": (dict(players="grid"), "players must be made already, as patches"),
     "players not called": (dict(players=lk.patches), "players must be made already, as patches"),
     "players of an image for a table": (dict(players=lk.patches(4)), "an image has shape"),
@@ -315,7 +316,8 @@ BAD = {
     "layers without train": (dict(layers=["1"], train=None, baseline="zeros"),
                              "1 must be read by probes.*only 'output' needs none"),
     "a mean of nothing": (dict(train=None), "baseline='mean' is the mean of the training inputs"),
-    "a baseline of another shape": (dict(baseline=torch.zeros(3)), "one input of baseline has shape"),
+    "a baseline of another shape": (dict(baseline=torch.zeros(3)),
+                                    "one input of baseline has shape"),
     "a baseline unheard of": (dict(baseline="median"), "baseline must be 'mean'"),
     "a random network": (dict(model=Dice()), "layer 'output': the network or a probe draws random"),
     "a random layer": (dict(model=nn.Sequential(Dice(), nn.Linear(3, 3)), layers=["0"]),
@@ -331,13 +333,17 @@ BAD = {
     "kappa": (dict(kappa=-1), "kappa must be a number >= 0"),
     "masks": (dict(masks=np.ones((3, 4), bool)), "masks are not there yet"),
     "one input alone": (dict(x=X[0]), r"a single input is x\[None\]"),
-    "inputs of two kinds": (dict(x=pd.DataFrame(X[:2].numpy())), "the inputs come as frame and tens"),
+    "inputs of two kinds": (dict(x=pd.DataFrame(X[:2].numpy())), "the inputs come as frame and"),
+    "a mean of whole numbers": (
+        dict(model=Two(), x=dict(left=X[:2, :2], right=X[:2, 2:].long()),
+             players=dict(right=[0, 1]), train=(dict(left=X[:, :2], right=X[:, 2:].long()), Y)),
+        "holds whole numbers and its mean"),
     "missing values": (dict(x=pd.DataFrame(dict(a=[1, None])), train=None, baseline="zeros",
                             model=lambda z: z), "columns .'a'. hold missing values"),
     "a class of networks": (dict(model=nn.Linear), "model must be made already, got the class"),
     "no model": (dict(model=3), "model must be a torch.nn.Module, a fitted scikit-learn"),
     "a map for an answer": (dict(model=nn.Unflatten(1, (2, 2))), "must return logits"),
-    "a dict without logits": (dict(model=Wrapped(lambda z: dict(a=z, b=z))), "returns dict of a, b"),
+    "a dict without logits": (dict(model=Wrapped(lambda z: dict(a=z, b=z))), "returns dict of a"),
     "probabilities of 0 and 1": (dict(model=lambda z: F.one_hot(Y[:1].expand(len(z)), 3).double()),
                                  r"return p.clip\(1e-6"),
 }
@@ -353,10 +359,17 @@ def test_one_sentence_says_what_does_not_fit(name):
     assert "\n" not in said and 20 < len(said) < 400
 
 
+def test_a_part_of_a_sorted_set_is_told():
+    few = Y < 2
+    with pytest.warns(UserWarning, match="train holds 2 of the network's 3 classes"):
+        known(train=(X[few], Y[few]))
+
+
 def test_the_nearest_names_of_many_layers():
     torchvision = pytest.importorskip("torchvision")
     model = torchvision.models.resnet18(num_classes=3)
-    with pytest.raises(ValueError, match=r"no layer 'layer3.1.con1'; the nearest of its 68 are layer3.1.conv1"):
+    words = "no layer 'layer3.1.con1'; the nearest of its 68 are layer3.1.conv1"
+    with pytest.raises(ValueError, match=words):
         with scores.features(model, ["layer3.1.con1"]):
             pass
 
@@ -407,7 +420,8 @@ def test_every_public_name_says_what_it_takes(name):
     head = source if inspect.isclass(thing) else source.partition('"""')[0]
     said = inspect.getdoc(thing) + head
     assert thing.__doc__ and len(thing.__doc__) > 25 and "#" in head
-    assert re.search(r"\(\.\.\.|\(N|\(sample|\(layer|n cells|shape|input|rows, D|path|players", said)
+    assert re.search(r"\(\.\.\.|\(N|\(sample|\(layer|shape|input|rows, D|path|players", said)
+    assert re.search(r"(Def|Eqs?|Figs?|App)\. |Section|Theorem|not in the paper", said)
     if inspect.isfunction(thing):
         assert re.search(r"Raises|Error|refuse", inspect.getdoc(thing)), "says what it refuses"
         names = [p for p in inspect.signature(thing).parameters]
