@@ -106,7 +106,7 @@ def search(
     theta,         # how strong a set must be ...
     price,         # ... for each unit of price: price[k] for order k = 0, ..., n + 3, not falling
     nodes=10**7,   # sets to look at, at most
-    most=256,      # sets to return, at most
+    most=512,      # sets to return, at most
 ):                 # (sets of two players or more, players in order), sets looked at, finished?
     "Sets S with |Σ u over the masks that contain S| >= theta*price[|S|]; strongest kept"
     M, scale = X.shape[1], (2**31 - 1 - 2*X.shape[1])/max(np.abs(u).sum(), 1e-300)

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 import xarray as xr
 from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
 from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from .players import _whole
+from .sparsify import _at_a_time, _kappa
 
 # %% ../nbs/12_sampled.ipynb #8ba2ae45
 def _stream(rng, n, sizes):
@@ -145,7 +145,7 @@ def _large(p, theta, nodes):
 def _strongest(found, most):
     return sorted(found, key=found.get, reverse=True)[:most]
 
-def _settle(p, lam, tol=1e-9):
+def _settle(p, lam, tol=1e-7):
     "The optimum over the columns at hand and all singles and pairs"
     while True:
         _solve(p, lam, tol)
@@ -154,14 +154,37 @@ def _settle(p, lam, tol=1e-9):
         if not p.add(_strongest(found, 200)):
             return
 
-def _optimum(p, lam, nodes, rounds=4):
-    "The optimum over all columns, as far as `nodes` reach; was the last search finished?"
+# %% ../nbs/12_sampled.ipynb #ac2c2d6b
+def _climb(T, u, price, theta, width=100):
+    "Sets of three and more that reach θ times their price, found by going up from pairs: set -> value"
+    X, u, n, found = T.astype(np.float32), u.astype(np.float32)/len(u), T.shape[1], {}
+    columns_of, sets = np.ascontiguousarray(X.T), [()]
+    inside, keep = np.ones((1, len(u)), np.float32), 4*width
+    for k in range(1, n + 1):
+        g = np.abs((inside*u) @ X)/price[k]
+        for row, S in zip(g, sets):
+            row[list(S)] = 0
+        larger = {}
+        for i in np.argsort(-g, axis=None)[:n if k == 1 else 3*keep]:
+            of, b = divmod(int(i), n)
+            larger.setdefault(tuple(sorted((*sets[of], b))), (g[of, b], of, b))
+        if k > 2:
+            found |= {S: x for S, (x, _, _) in larger.items() if x >= theta}
+            if max(x for x, _, _ in larger.values()) < theta/2:
+                break
+        sets = list(larger)[:keep if k == 2 else max(n, width) if k == 1 else width]
+        of, b = np.array([larger[S][1:] for S in sets]).T
+        inside = inside[of]*columns_of[b]
+    return found
+
+def _optimum(p, lam, rounds=2):
+    "The optimum over singles, pairs and what a quick look finds"
     for _ in range(rounds):
         _settle(p, lam)
-        found, finished = _large(p, lam*(1 + 1e-4), nodes)
+        found = {(kind, S): x for kind, T in p.seen.items()
+                 for S, x in _climb(T, p.r, p.price, lam*(1 + 1e-4)).items()}
         if not p.add(_strongest(found, 100)):
             break
-    return finished
 
 # %% ../nbs/12_sampled.ipynb #aa826996
 def _gap(p, lam, bound):
@@ -187,7 +210,7 @@ def _proof(p, lam, nodes, hopeful):
         factor = theta
     return factor, all_found
 
-def _certified(p, lam, nodes, rounds=12):
+def _certified(p, lam, nodes, rounds=40):
     "Add columns at λ until none exceeds its price, or nodes or rounds end: proven factor"
     finished = True
     for k in range(rounds):
@@ -196,7 +219,7 @@ def _certified(p, lam, nodes, rounds=12):
         finished = factor < 1.001
         have = set(p.sets)
         new = {S: x for S, x in found.items() if x > lam*(1 + 1e-8) and S not in have}
-        if not new or k == rounds - 1 or (k > 1 and not finished):
+        if not new or k == rounds - 1 or (k > 0 and not finished):
             return max([factor, *(x/lam for x in new.values())])
         p.add(_strongest(new, 100))
 
@@ -220,8 +243,8 @@ def _fit(A, v, ridge):
     z = np.linalg.solve(G, A.T @ (v - v.mean())/M)
     return v.mean() - mean @ z, z
 
-# %% ../nbs/12_sampled.ipynb #f3e13ccd
-_EPSILONS = .2, 1.        # what one more player costs, beside 1 for the first
+# %% ../nbs/12_sampled.ipynb #6e6c4de4
+_EPSILON = .2            # what one more player costs, beside 1 for the first
 _RIDGES = 1e-8, 1e-3
 
 def _judge(sets, T, v, held, score):
@@ -233,27 +256,30 @@ def _judge(sets, T, v, held, score):
         out.append((score @ e, e, ridge))
     return min(out, key=lambda o: o[0])
 
-def _step(p, lam, T, v, held, score, nodes):
+def _step(p, lam, T, v, held, score):
     "One λ: what it chooses, and how well that does on the held-out masks"
-    finished = _optimum(p, lam, nodes)
+    _optimum(p, lam)
     on = np.flatnonzero(p.z)
     sets = [p.sets[j] for j in on]
     good, e, ridge = _judge(sets, T, v, held, score)
     lasso = columns(sets, T[held]) @ p.z[on] + p.mean - columns(sets, p.T).mean(0) @ p.z[on]
     return dict(lam=lam, sets=sets, z=p.z[on], score=good, error=e, ridge=ridge,
-                lasso=score @ (lasso - v[held])**2, finished=finished)
+                lasso=score @ (lasso - v[held])**2)
 
-def _path(p, T, v, held, score, enough, nodes):
-    "Steps down the λs until the held-out error turns, or is enough; could all be finished?"
-    lam, steps, best, since = max(g.max() for g in _small(p).values()), [], math.inf, 0
-    while since < 4 and len(steps) < 60:
+def _path(p, T, v, held, score, enough):
+    "Steps down the λs, until the held-out error turns or is enough"
+    p.z[:], p.r = 0, p.v
+    lam, steps, since = max(g.max() for g in _small(p).values()), [], 0
+    best = dict(score=math.inf, lasso=math.inf)
+    while since < 3 and len(steps) < 60:
         lam *= .8
-        s = _step(p, lam, T, v, held, score, nodes)
+        s = _step(p, lam, T, v, held, score)
         steps.append(s)
-        if enough(s["error"]) or len(s["sets"]) > p.M/2 or not s["finished"] and p.price[2] < 2:
+        if enough(s["error"]) or len(s["sets"]) > p.M/2:
             break
-        since = 0 if min(s["score"], s["lasso"]) < .998*best else since + 1
-        best = min(best, s["score"], s["lasso"])
+        better = s["score"] < .998*best["score"] or s["lasso"] < .9*best["lasso"]
+        since = 0 if better else since + 1
+        best = {key: min(s[key], best[key]) for key in best}
     return steps
 
 # %% ../nbs/12_sampled.ipynb #a56a80fc
@@ -265,6 +291,17 @@ def _chosen(steps, score, enough):
         if worse.sum() <= np.sqrt(len(worse))*worse.std() or enough(s["error"]):
             return s
 
+def _scout(p, rounds=30):
+    "Columns that stand far out of what least squares on those before has left"
+    for _ in range(rounds):
+        p.r = p.v - p.A @ np.linalg.solve(p.G + 1e-6*np.eye(len(p.sets)), p.b)
+        theta = 2.2*p.r.std()/np.sqrt(p.M)
+        found = {(kind, (i,) if i == j else (i, j)): g[i, j] for kind, g in _small(p).items()
+                 for i, j in np.argwhere(g > theta).tolist()}
+        found |= {(kind, S): x for kind, T in p.seen.items()
+                  for S, x in _climb(T, p.r, p.price, theta).items()}
+        if not p.add(_strongest(found, 10)) or len(p.sets) > p.M/4:
+            return
 def _extract(T, v, kappa, nodes):
     "Steps, the one chosen, its program, and the proven factor, for one table of scores"
     held = _held_out(T)
@@ -272,16 +309,13 @@ def _extract(T, v, kappa, nodes):
     spread = w @ v[held]**2 - (w @ v[held])**2
     score = (w/np.maximum(spread, 1e-300)[:, None]).mean(0)
     def enough(e): return w.mean(0) @ e <= kappa**2/3
-    for epsilon in _EPSILONS:
-        p = _Program(T[~held], v[~held], epsilon)
-        steps = _path(p, T, v, held, score, enough, min(nodes, 2*10**6))
-        if steps[-1]["finished"]:
-            break
+    p = _Program(T[~held], v[~held], _EPSILON)
+    _scout(p)
+    steps = _path(p, T, v, held, score, enough)
     s = _chosen(steps, score, enough)
     z = dict(zip(s["sets"], s["z"]))
     p.z = np.array([z.get(S, 0.) for S in p.sets])
-    factor = _certified(p, s["lam"], nodes)
-    return steps, s, p, factor, held, score
+    return steps, s, p, _certified(p, s["lam"], nodes), held, score
 
 # %% ../nbs/12_sampled.ipynb #c1fdf794
 def _intervals(e, v, held, T):
@@ -319,10 +353,10 @@ def _one(T, v, kappa, nodes):
         sets = [S for S, x in zip(p.sets, p.z) if x]
         good, e, ridge = _judge(sets, T, v, held, score)
         c, z = _fit(columns(sets, T), v, ridge)
-        return dict(c=c, terms=list(zip(sets, z.tolist())), lam=s["lam"], epsilon=p.price[2] - 1,
+        return dict(c=c, terms=list(zip(sets, z.tolist())), lam=s["lam"],
                     gap=_gap(p, s["lam"], factor), factor=factor, r2=1 - good,
                     errors=_intervals(e, v, held, T) + _ends(sets, T, v, ridge),
-                    path=[(s["lam"], len(s["sets"]), 1 - s["score"], s["finished"]) for s in steps])
+                    path=[(s["lam"], len(s["sets"]), 1 - s["score"]) for s in steps])
 
 # %% ../nbs/12_sampled.ipynb #fe7548ba
 @dataclass(repr=False)
@@ -335,9 +369,8 @@ class Sampled:
     factor: np.ndarray     # no column exceeds its price by more than this factor
     r2: np.ndarray         # held-out R², the mean of p = 1/2 and even sizes
     lam: np.ndarray        # λ
-    epsilon: np.ndarray    # what one more player costs
     errors: pd.DataFrame   # leading axes, at (half, even, empty, full), error, low, high, r2, ...
-    path: pd.DataFrame     # leading axes, lam, terms, r2, finished: the λs that were tried
+    path: pd.DataFrame     # leading axes, lam, terms, r2: the λs that were tried
     axes: dict             # name -> labels of the leading axes
     n: int                 # players
 
@@ -380,8 +413,8 @@ def _collected(answers, axes, shape, n):
         rows = [(*at, *row) for at, a in _labelled(axes, _objects(answers, shape)) for row in a[key]]
         return pd.DataFrame(rows, columns=[*axes, *names])
     return Sampled(numbers("c"), _objects([a["terms"] for a in answers], shape), numbers("gap"),
-                   numbers("factor") < 1.001, *map(numbers, ("factor", "r2", "lam", "epsilon")),
-                   frame("errors", _ERRORS), frame("path", ["lam", "terms", "r2", "finished"]),
+                   numbers("factor") < 1.001, *map(numbers, ("factor", "r2", "lam")),
+                   frame("errors", _ERRORS), frame("path", ["lam", "terms", "r2"]),
                    axes, n)
 
 # %% ../nbs/12_sampled.ipynb #4f0224f0
@@ -424,29 +457,23 @@ def _scores_of(v, T):
             raise ValueError(f"the scores v{list(at)} are {what}: leave that table out")
     return flat, axes, a.shape[:-1]
 
-# %% ../nbs/12_sampled.ipynb #c7435711
-def _at_a_time():
-    "How many tables at a time: what the caller has set for joblib, or one for each thread of torch"
-    backend, jobs = get_active_backend()
-    return None if jobs != 1 or type(backend).__name__ != "LokyBackend" else torch.get_num_threads()
-
+# %% ../nbs/12_sampled.ipynb #5a617d8d
 def sampled_interactions(
     v,               # scores (..., M) of M masks: array, tensor, or DataArray, whose labels are kept
     masks=None,      # (M, n) bool; default: the coordinate `masks` of v
     kappa=0.04,      # errors of this share of |v(x_N) - v(x_∅)| need not be explained (as in Eq. 5)
-    nodes=3*10**7,   # sets that one search may look at before it gives up
+    nodes=10**7,     # sets that one search may look at before it gives up
     progress=True,   # show a progress bar
 ) -> Sampled:
     "AND and OR interactions of sampled masks, with a certificate over all 2·2**n columns"
     nodes = _whole(nodes, "nodes, the limit of a search,", 1)
     T = _masks_of(v, masks)
     flat, axes, shape = _scores_of(v, T)
-    from layerwise_knowledge.sparsify import _kappa
     full = np.concatenate([flat, flat[:, ~T.any(1)], flat[:, T.all(1)]], 1)
     full[:, 0] = flat[:, ~T.any(1)][:, 0]
     kappas = _kappa(kappa, full, shape)
     packed = np.packbits(T, 1), T.shape[1]
     jobs = (delayed(_one)(packed, row, k, nodes) for row, k in zip(flat, kappas))
-    done = Parallel(_at_a_time(), return_as="generator")(jobs)
+    done = Parallel(_at_a_time(torch.get_num_threads()), return_as="generator")(jobs)
     answers = list(tqdm(done, total=len(flat), desc="interactions", disable=not progress))
     return _collected(answers, axes, shape, T.shape[1])
