@@ -100,13 +100,16 @@ class _Program:
 # %% ../nbs/12_sampled.ipynb #f5b7b555
 def _active_set(G, b, cost, z, steps=300):
     "The minimiser of zGz/2 - bz + Σ cost|z|, exactly, from a z that is close to it"
-    z, sign = z.copy(), np.sign(z)
+    def objective(z): return z @ G @ z/2 - b @ z + cost @ np.abs(z)
+    G = G + 1e-12*np.eye(len(z))                          # equal columns share
+    exact = _walk(G, b, cost, z.copy(), np.sign(z), steps)
+    return min(exact, z, key=objective)
+
+def _walk(G, b, cost, z, sign, steps):
+    "From one set of columns and signs to the next"
     for _ in range(steps):
         on = np.flatnonzero(sign)
-        try:
-            exact = np.linalg.solve(G[np.ix_(on, on)], (b - cost*sign)[on])
-        except np.linalg.LinAlgError:                     # two equal columns
-            return z
+        exact = np.linalg.solve(G[np.ix_(on, on)], (b - cost*sign)[on])
         wrong = exact*sign[on] < 0
         if wrong.any():
             way = (z[on]/np.where(wrong, z[on] - exact, 1))[wrong]
@@ -461,7 +464,7 @@ def _collected(answers, axes, shape, n):
 def _masks_of(v, masks):
     "The masks as (M, n) bool, if they can carry an answer"
     if masks is None and "masks" in getattr(v, "coords", {}):
-        masks = v.masks
+        masks = [[player == "1" for player in mask] for mask in v.masks.values]
     if masks is None:
         raise ValueError("which masks were scored? pass masks=T, shape (M, n), as masks() makes "
                          "them and score_table(..., masks=T) scored them")

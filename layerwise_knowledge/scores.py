@@ -368,7 +368,7 @@ def _labelled(table, y, games, layers, probes, sample, T):
     if T is None:
         last = dict(subset=np.arange(table.shape[-1]), order=("subset", orders(games[0].n).numpy()))
     else:
-        last = dict(masks=(("mask", "player"), T.numpy()))
+        last = dict(masks=("mask", ["".join(map(str, row)) for row in T.int().tolist()]))
     axis = "subset" if T is None else "mask"
     return xr.DataArray(table.numpy(), coords | last, ("sample", "layer", axis), name="v",
                         attrs=dict(long_name="log-odds of class y", n_players=games[0].n))
