@@ -25,10 +25,10 @@ from .files import (content, load_tensors, save_tensors, sealed, unsealed,
 
 # %% ../nbs/07_models.ipynb #466da7fb
 class Normalise(nn.Module):
-    "(x - mean)/std with fixed numbers, one a channel"
+    "(x - mean)/std with fixed numbers, one per channel"
     def __init__(self,
         channels,  # how many
-        mean=0.,   # a number, or one a channel
+        mean=0.,   # a number, or one per channel
         std=1.,    # likewise
         image=True,  # images (N, C, H, W), or tables (N, C)
     ):
@@ -36,15 +36,19 @@ class Normalise(nn.Module):
         for name, value in [("mean", mean), ("std", std)]:
             value = torch.as_tensor(value, dtype=torch.float32).expand(channels).clone()
             self.register_buffer(name, value.view(-1, 1, 1) if image else value)
-    def forward(self, x): return (x - self.mean)/self.std
+
+    def forward(self, x):
+        return (x - self.mean)/self.std
 
 # %% ../nbs/07_models.ipynb #35b7d95b
 def _he(model):
     "He et al.'s initialisation, for ReLU"
     for m in model.modules():
         if isinstance(m, (nn.Linear, nn.Conv2d)):
-            nn.init.kaiming_normal_(m.weight, mode="fan_out" if isinstance(m, nn.Conv2d) else "fan_in", nonlinearity="relu")
-            if m.bias is not None: nn.init.zeros_(m.bias)
+            mode = "fan_out" if isinstance(m, nn.Conv2d) else "fan_in"
+            nn.init.kaiming_normal_(m.weight, mode=mode, nonlinearity="relu")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     return model
 
 def mlp7(
@@ -55,7 +59,8 @@ def mlp7(
 ):                    # layers linear1 ... linear7, output
     "MLP-7: seven hidden layers of 1024 with ReLU"
     shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
-    layers = OrderedDict(normalise=Normalise(shape[0], mean, std, image=len(shape) == 3), flatten=nn.Flatten())
+    normalise = Normalise(shape[0], mean, std, image=len(shape) == 3)
+    layers = OrderedDict(normalise=normalise, flatten=nn.Flatten())
     size = math.prod(shape)
     for i in range(1, 8):
         layers[f"linear{i}"] = nn.Sequential(nn.Linear(size, width), nn.ReLU())
@@ -76,16 +81,20 @@ def vgg11(
 ):                    # layers conv1_1, conv2_1, conv3_1, conv3_2, ..., conv5_2, fc1, fc2, output
     "VGG-11 with batch norm; FC1 and FC2 are 512 wide"
     pad = 32 - image_size
-    if pad < 0: raise ValueError(f"vgg11 takes images up to 32x32, not {image_size}x{image_size}")
-    layers = OrderedDict(pad=nn.ZeroPad2d((pad//2, pad - pad//2)*2), normalise=Normalise(in_channels, mean, std))
+    if pad < 0:
+        raise ValueError(f"vgg11 takes images up to 32x32, not {image_size}x{image_size}")
+    layers = OrderedDict(pad=nn.ZeroPad2d((pad//2, pad - pad//2)*2),
+                         normalise=Normalise(in_channels, mean, std))
     c = in_channels
     for stage, widths in enumerate([(64,), (128,), (256, 256), (512, 512), (512, 512)], 1):
         for i, width in enumerate(widths, 1):
             layers[f"conv{stage}_{i}"] = nn.Sequential(*_conv(c, width), nn.ReLU())
             c = width
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
-    layers |= OrderedDict(flatten=nn.Flatten(), fc1=nn.Sequential(nn.Linear(512, 512), nn.ReLU()),
-                          fc2=nn.Sequential(nn.Linear(512, 512), nn.ReLU()), output=nn.Linear(512, classes))
+    layers["flatten"] = nn.Flatten()
+    for name in ("fc1", "fc2"):
+        layers[name] = nn.Sequential(nn.Linear(512, 512), nn.ReLU())
+    layers["output"] = nn.Linear(512, classes)
     return _he(nn.Sequential(layers))
 
 # %% ../nbs/07_models.ipynb #0c7b73b1
@@ -99,19 +108,28 @@ class Block(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(*_conv(c_in, c_out, stride), nn.ReLU(), *_conv(c_out, c_out))
         self.stride, self.fill = stride, (c_out - c_in)//2
-    def shortcut(self, x): return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, self.fill, self.fill))
-    def forward(self, x): return F.relu(self.convs(x) + self.shortcut(x))
 
+    def shortcut(self, x):
+        x = x[:, :, ::self.stride, ::self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.fill, self.fill))
+
+    def forward(self, x):
+        return F.relu(self.convs(x) + self.shortcut(x))
+
+# %% ../nbs/07_models.ipynb #13b07003
 def _resnet(k, in_channels, classes, mean, std):
-    layers = OrderedDict(normalise=Normalise(in_channels, mean, std), stem=nn.Sequential(*_conv(in_channels, 16), nn.ReLU()))
+    layers = OrderedDict(normalise=Normalise(in_channels, mean, std),
+                         stem=nn.Sequential(*_conv(in_channels, 16), nn.ReLU()))
     c = 16
     for i in range(3*k):
         width = 16*2**(i//k)
         layers[f"block{i + 1}"] = Block(c, width, stride=1 if c == width else 2)
         c = width
-    layers |= OrderedDict(avgpool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), output=nn.Linear(c, classes))
+    layers["avgpool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers["output"] = nn.Linear(c, classes)
     return _he(nn.Sequential(layers))
 
+# %% ../nbs/07_models.ipynb #13b0700a
 def resnet20(
     in_channels,      # 1 or 3
     classes,          # outputs
@@ -135,10 +153,11 @@ PROBED = {
     "mlp7-table": ("linear3", "linear4", "linear5", "linear6", "linear7", "output"),
     "vgg11": ("conv1_1", "conv3_2", "conv4_2", "conv5_2", "fc2", "output"),
     "resnet20": ("block1", "block3", "block5", "block6", "block7", "block9", "avgpool", "output"),
-    "resnet32": ("block1", "block5", "block10", "block15", "avgpool", "output"),     # the paper probes block 10 only
+    "resnet32": ("block1", "block5", "block10", "block15", "avgpool", "output"),  # paper: block10
 }
 SECTION33 = {"mlp7": "linear4", "vgg11": "conv4_2", "resnet20": "block6", "resnet32": "block10"}
 
+# %% ../nbs/07_models.ipynb #13b07004
 def create(
     name,           # one of NETWORKS
     shape,          # of one input: (C, H, W) or (D,)
@@ -147,16 +166,20 @@ def create(
     seed=0,         # of the initial weights
 ):                  # the network, in eval mode; `.spec` remembers these settings
     "An untrained network; the caller's random numbers are left alone"
-    if name not in NETWORKS: raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}; there are {', '.join(NETWORKS)}")
     shape = tuple(shape)
-    if name != "mlp7" and len(shape) != 3: raise ValueError(f"{name} takes images (C, H, W), not inputs of shape {shape}; for tables there is mlp7")
-    args = {"mlp7": (shape, classes), "vgg11": (shape[0], classes, shape[-1])}.get(name, (shape[0], classes))
+    if name != "mlp7" and len(shape) != 3:
+        raise ValueError(f"{name} takes images (C, H, W), not inputs of shape {shape}; "
+                         "for tables there is mlp7")
+    args = {"mlp7": (shape, classes), "vgg11": (shape[0], classes, shape[-1])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = NETWORKS[name](*args, mean=mean, std=std)
+        model = NETWORKS[name](*args.get(name, (shape[0], classes)), mean=mean, std=std)
     model.spec = dict(network=name, shape=list(shape), classes=classes)
     return model.eval()
 
+# %% ../nbs/07_models.ipynb #13b0700d
 def build(
     name,     # one of NETWORKS
     dataset,  # a Dataset: gives the shapes, and the mean and deviation of its training pixels
@@ -164,7 +187,8 @@ def build(
 ):            # the network, in eval mode
     "An untrained network that fits the data set"
     x, stats = dataset.x_train, {}
-    if x.ndim == 4 and len(x): stats = dict(mean=x.mean((0, 2, 3)), std=x.std((0, 2, 3)))    # tables are standardised already
+    if x.ndim == 4 and len(x):                          # tables are standardised already
+        stats = dict(mean=x.mean((0, 2, 3)), std=x.std((0, 2, 3)))
     return create(name, dataset.x_test.shape[1:], len(dataset.classes), seed=seed, **stats)
 
 # %% ../nbs/07_models.ipynb #e8d6889e
@@ -176,7 +200,9 @@ def one_cycle(
 ):             # learning rate
     "Half a cosine up, half a cosine down to 0"
     t = step/steps
-    return lr*(.04 + .96*(1 - math.cos(math.pi*t/warm))/2 if t < warm else (1 + math.cos(math.pi*(t - warm)/(1 - warm)))/2)
+    if t < warm:
+        return lr*(.04 + .96*(1 - math.cos(math.pi*t/warm))/2)
+    return lr*((1 + math.cos(math.pi*(t - warm)/(1 - warm)))/2)
 
 # %% ../nbs/07_models.ipynb #91898cc4
 def augmented(
@@ -187,10 +213,14 @@ def augmented(
     "Every image shifted by up to an eighth of its size, black coming in; perhaps mirrored"
     n, _, h, w = x.shape
     pad = h//8
-    big, at = F.pad(x, (pad,)*4), torch.randint(0, 2*pad + 1, (2, n, 1), generator=generator).to(x.device)
+    big = F.pad(x, (pad,)*4)
+    at = torch.randint(0, 2*pad + 1, (2, n, 1), generator=generator).to(x.device)
     i, j = at[0] + torch.arange(h, device=x.device), at[1] + torch.arange(w, device=x.device)
-    if "flip" in how: j = torch.where(torch.rand(n, 1, generator=generator).to(x.device) < .5, j, j.flip(1))
-    return big.permute(0, 2, 3, 1)[torch.arange(n, device=x.device)[:, None, None], i[:, :, None], j[:, None]].permute(0, 3, 1, 2)
+    if "flip" in how:
+        mirrored = torch.rand(n, 1, generator=generator).to(x.device) < .5
+        j = torch.where(mirrored, j, j.flip(1))
+    k = torch.arange(n, device=x.device)[:, None, None]
+    return big.permute(0, 2, 3, 1)[k, i[:, :, None], j[:, None]].permute(0, 3, 1, 2)
 
 # %% ../nbs/07_models.ipynb #f0ef473c
 @torch.no_grad()
@@ -205,14 +235,16 @@ def accuracy(
     model.eval()
     device = next(model.parameters()).device
     for i in range(0, len(x), batch_size):
-        right += (model(x[i:i + batch_size].to(device)).argmax(-1).cpu() == y[i:i + batch_size]).sum().item()
+        answer = model(x[i:i + batch_size].to(device)).argmax(-1).cpu()
+        right += (answer == y[i:i + batch_size]).sum().item()
     model.train(was)
     return right/len(x) if len(x) else math.nan
 
 # %% ../nbs/07_models.ipynb #19384234
 def _check(model, x, y, augment):
     "Settings and labels that cannot work are refused before anything is computed"
-    if augment not in (None, "crop", "crop+flip"): raise ValueError(f'augment is {augment!r}, wanted None, "crop" or "crop+flip"')
+    if augment not in (None, "crop", "crop+flip"):
+        raise ValueError(f'augment is {augment!r}, wanted None, "crop" or "crop+flip"')
     if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"labels must be whole numbers, one per sample; got {y.dtype} of shape "
                          f"{tuple(y.shape)}; of one-hot labels take argmax(-1)")
@@ -220,7 +252,7 @@ def _check(model, x, y, augment):
     if len(x) != len(y) or not len(y) or y.min() < 0 or y.max() >= classes:
         span = f" from {y.min()} to {y.max()}" if len(y) else ""
         raise ValueError(f"{len(y)} labels{span} for {len(x)} inputs and {classes} classes; "
-                         f"wanted one a sample, from 0 to {classes - 1}")
+                         f"wanted one per sample, from 0 to {classes - 1}")
 
 def _check_numbers(epochs, batch_size, lr):
     "A recipe of nothing trains nothing"
@@ -230,6 +262,7 @@ def _check_numbers(epochs, batch_size, lr):
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be a positive number, got {lr!r}")
 
+# %% ../nbs/07_models.ipynb #13b07006
 def _recipe(model, x, y, **settings):
     "What determines a run, data included"
     kind = hashlib.sha256(str(model).encode()).hexdigest()[:16]
@@ -242,52 +275,73 @@ def _save_checkpoint(path, **state):
 
 def _load_checkpoint(path, recipe):
     state = torch.load(io.BytesIO(unsealed(path)), map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not {"recipe", "model", "optimiser", "history"} <= state.keys():
-        raise ValueError(f"checkpoint {path} lacks the recipe of its run or its weights; delete it "
-                         "to start again")
+    wanted = {"recipe", "model", "optimiser", "history"}
+    if not isinstance(state, dict) or not wanted <= state.keys():
+        raise ValueError(f"checkpoint {path} lacks the recipe of its run or its weights; "
+                         "delete it to start again")
     was = state["recipe"]
     other = [f"{k} was {was.get(k)!r}, is {v!r}" for k, v in recipe.items() if was.get(k) != v]
     if other:
-        raise ValueError(f"checkpoint {path} belongs to another run ({'; '.join(other)}); delete it "
-                         "or give another path")
+        raise ValueError(f"checkpoint {path} belongs to another run ({'; '.join(other)}); "
+                         "delete it or give another path")
     return state
 
 # %% ../nbs/07_models.ipynb #08ee0742
 def train(
-    model,               # network to train, in place; images are taken in channels_last, which is faster
-    x, y,                # training inputs and classes
-    test=None,           # (x, y) to measure the accuracy on after every epoch
+    model,            # network to train, in place; images go through it in channels_last, faster
+    x, y,             # training inputs and classes
+    test=None,        # (x, y) to measure the accuracy on after every epoch
     epochs=10,
-    lr=.1,               # highest rate of the cycle
+    lr=.1,            # highest rate of the cycle
     batch_size=128,
     weight_decay=5e-4,
-    momentum=.9,         # Nesterov's
-    augment=None,        # None, "crop" or "crop+flip"
-    seed=0,              # of shuffling and augmentation
-    bfloat16=False,      # multiply in bfloat16: up to twice as fast where the processor knows it, a little less exact
-    checkpoint=None,     # file to write after every epoch, and to resume from if it is there
-    progress=True,       # show a bar
-):                       # history: one dict an epoch with epoch, loss, train and test (accuracies), seconds
+    momentum=.9,      # Nesterov's
+    augment=None,     # None, "crop" or "crop+flip"
+    seed=0,           # of shuffling and augmentation
+    bfloat16=False,   # multiply in bfloat16: up to twice as fast on some processors, less exact
+    checkpoint=None,  # file to write after every epoch, and to resume from if it is there
+    progress=True,    # show a bar
+):                    # history: per epoch a dict of epoch, loss, train and test accuracy, seconds
     "SGD on the cross-entropy, one cycle of the learning rate; resumes to the same numbers"
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     _check_numbers(epochs, batch_size, lr)
     _check(model, x, y, augment)
     y = y.long()
-    optimiser = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-    recipe = _recipe(model, x, y, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, momentum=momentum, augment=augment, seed=seed, bfloat16=bfloat16)
-    path, history = checkpoint and Path(checkpoint), []
-    if path and path.exists():
-        state = _load_checkpoint(path, recipe)
-        model.load_state_dict(state["model"]); optimiser.load_state_dict(state["optimiser"]); history = state["history"]
-    if x.ndim == 4: model.to(memory_format=torch.channels_last)
-    with tqdm(total=epochs*math.ceil(len(x)/batch_size), initial=len(history)*math.ceil(len(x)/batch_size), disable=not progress, unit="step") as bar:
+    recipe = _recipe(
+        model, x, y, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
+        momentum=momentum, augment=augment, seed=seed, bfloat16=bfloat16)
+    optimiser = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay,
+                                nesterov=momentum > 0)
+    path = checkpoint and Path(checkpoint)
+    history = _resumed(model, optimiser, recipe, path) if path and path.exists() else []
+    return _epochs(model, optimiser, x, y, test, history, recipe, path, progress)
+
+# %% ../nbs/07_models.ipynb #13b07007
+def _resumed(model, optimiser, recipe, path):
+    "Weights and momentum as the checkpoint has them; its history"
+    state = _load_checkpoint(path, recipe)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["history"]
+
+def _epochs(model, optimiser, x, y, test, history, recipe, path, progress):
+    "The epochs that history lacks; all of history"
+    epochs, steps = recipe["epochs"], math.ceil(len(x)/recipe["batch_size"])
+    if x.ndim == 4:
+        model.to(memory_format=torch.channels_last)
+    bar = tqdm(total=epochs*steps, initial=len(history)*steps, disable=not progress, unit="step")
+    with bar:
         for epoch in range(len(history), epochs):
             start = time.perf_counter()
             loss, right = _epoch(model, optimiser, x, y, epoch, recipe, bar)
-            history.append(dict(epoch=epoch + 1, loss=loss, train=right) | (dict(test=accuracy(model, *test)) if test else {})
-                           | dict(seconds=time.perf_counter() - start))
-            bar.set_postfix({k: f"{v:.3f}" for k, v in history[-1].items() if k in ("loss", "train", "test")})
-            if path: _save_checkpoint(path, model=model.state_dict(), optimiser=optimiser.state_dict(), history=history, recipe=recipe)
+            now = dict(epoch=epoch + 1, loss=loss, train=right)
+            if test:
+                now["test"] = accuracy(model, *test)
+            history.append(now | dict(seconds=time.perf_counter() - start))
+            bar.set_postfix({k: f"{now[k]:.3f}" for k in ("loss", "train", "test") if k in now})
+            if path:
+                _save_checkpoint(path, model=model.state_dict(), history=history, recipe=recipe,
+                                 optimiser=optimiser.state_dict())
     model.to(memory_format=torch.contiguous_format).eval()
     return history
 
@@ -295,23 +349,39 @@ def train(
 def _epoch(model, optimiser, x, y, epoch, r, bar):
     "One pass over the data by recipe r; its mean loss and the share of right answers on the way"
     device, steps = next(model.parameters()).device, math.ceil(len(x)/r["batch_size"])
-    seed = r["seed"]*100_003 + epoch                                     # nothing but the seed and the epoch decides what is drawn
-    generator, loss_sum, right = torch.Generator().manual_seed(seed), 0., 0
+    seed = r["seed"]*100_003 + epoch            # only seed and epoch decide what is drawn
+    generator, loss_sum, right_sum = torch.Generator().manual_seed(seed), 0., 0
     model.train()
-    with torch.random.fork_rng():                                        # for a model with dropout
+    with torch.random.fork_rng():               # for a model with dropout
         torch.manual_seed(seed)
-        for step, i in enumerate(torch.randperm(len(x), generator=generator).split(r["batch_size"])):
-            for group in optimiser.param_groups: group["lr"] = one_cycle(epoch*steps + step, r["epochs"]*steps, r["lr"])
-            xb, yb = x[i].to(device), y[i].to(device)
-            if r["augment"]: xb = augmented(xb, r["augment"], generator)
-            if xb.ndim == 4: xb = xb.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=r["bfloat16"]): z = model(xb)
-            loss = F.cross_entropy(z.float(), yb)
-            optimiser.zero_grad(); loss.backward(); optimiser.step()
-            loss_sum += loss.item()*len(i); right += (z.argmax(-1) == yb).sum().item()
-            if not math.isfinite(loss_sum): raise FloatingPointError(f"the loss became {loss.item()} in epoch {epoch + 1}; try a smaller lr than {r['lr']}")
+        batches = torch.randperm(len(x), generator=generator).split(r["batch_size"])
+        for step, i in enumerate(batches, epoch*steps):
+            for group in optimiser.param_groups:
+                group["lr"] = one_cycle(step, r["epochs"]*steps, r["lr"])
+            xb = x[i].to(device)
+            if r["augment"]:
+                xb = augmented(xb, r["augment"], generator)
+            loss, right = _step(model, optimiser, xb, y[i].to(device), r["bfloat16"])
+            loss_sum += loss*len(i)
+            right_sum += right
+            if not math.isfinite(loss_sum):
+                raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}; "
+                                         f"try a smaller lr than {r['lr']}")
             bar.update()
-    return loss_sum/len(x), right/len(x)
+    return loss_sum/len(x), right_sum/len(x)
+
+# %% ../nbs/07_models.ipynb #13b0700b
+def _step(model, optimiser, x, y, bfloat16):
+    "One step down the gradient of a batch; its loss and its number of right answers"
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+        z = model(x)
+    loss = F.cross_entropy(z.float(), y)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    return loss.item(), (z.argmax(-1) == y).sum().item()
 
 # %% ../nbs/07_models.ipynb #a84d3ffd
 def save_weights(
@@ -342,21 +412,27 @@ def load_weights(
 
 def _put(model, found, path):
     "Tensors into the model, if they are its own"
-    wanted = model.state_dict()
-    wrong = [k for k in sorted(wanted.keys() | found.keys()) if k not in wanted or k not in found or wanted[k].shape != found[k].shape]
+    there, wanted = ({k: tuple(t.shape) for k, t in tensors.items()}
+                     for tensors in (found, model.state_dict()))
+    wrong = [k for k in sorted(wanted.keys() | there.keys()) if wanted.get(k) != there.get(k)]
     if wrong:
-        k = wrong[0]; show = lambda d: tuple(d[k].shape) if k in d else "nothing"
-        raise ValueError(f"{path} does not fit this network in {len(wrong)} places: {k} is {show(found)} in the file, {show(wanted)} in the network")
+        k = wrong[0]
+        raise ValueError(f"{path} does not fit this network in {len(wrong)} places: "
+                         f"{k} is {there.get(k, 'nothing')} in the file, "
+                         f"{wanted.get(k, 'nothing')} in the network")
     model.load_state_dict(found)
     model.eval()
 
+# %% ../nbs/07_models.ipynb #13b07009
 def load_model(
     path,  # file made by save_weights from a network of this chapter
 ):         # the network with its weights, and the metadata
     "A trained network from its file alone"
     found, metadata = load_tensors(path)                # checked before anything is built from it
     spec = metadata.get("spec")
-    if not spec: raise ValueError(f"{path} does not say which network it is for; make that network and use load_weights")
+    if not spec:
+        raise ValueError(f"{path} does not say which network it is for; "
+                         "make that network and use load_weights")
     model = create(spec["network"], spec["shape"], spec["classes"])
     _put(model, found, path)
     return model, metadata
