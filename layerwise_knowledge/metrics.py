@@ -8,9 +8,13 @@ __all__ = ['interaction_table', 'merge_first_order', 'span', 'normalise', 'thres
            'stability', 'noise_ratio']
 
 # %% ../nbs/05_metrics.ipynb #8b3fb6ea
-import math, numbers, warnings
+import math
+import numbers
+import warnings
 from functools import lru_cache
-import numpy as np, torch, xarray as xr
+import numpy as np
+import torch
+import xarray as xr
 from .interactions import _finite, _pair, _tensor
 from .interactions import n_players, orders, subset_sum
 
@@ -65,6 +69,11 @@ def _labelled(i, *dims):
                          "the sums")
     return i.assign_coords(order=("subset", order))
 
+def _checked(i, *dims):
+    "An interaction table in float64, or one sentence on what is wrong with it"
+    return _real(_labelled(i, *dims), "interactions")
+
+# %% ../nbs/05_metrics.ipynb #13b05001
 def _real(x, what):
     "x in float64, if it holds real numbers that are finite and whose sum is"
     if x.dtype.kind not in "fiu":
@@ -78,16 +87,20 @@ def _real(x, what):
                          f"of {x.size}: look at the score table they come from")
     return x
 
-def _checked(i, *dims):
-    "An interaction table in float64, or one sentence on what is wrong with it"
-    return _real(_labelled(i, *dims), "interactions")
-
 def _aligned(words, *tables):
     "Refuse tables whose samples, layers or subsets differ"
     try:
         xr.align(*tables, join="exact", copy=False)
     except ValueError:
         raise ValueError(words) from None
+
+def _match(a, b):
+    "Refuse other shapes and, where there are labels, other samples, layers or subsets"
+    words = f"they must be of the same samples and subsets; got {tuple(a.shape)}, {tuple(b.shape)}"
+    if isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray):
+        _aligned(words, a, b)
+    elif a.shape != b.shape:
+        raise ValueError(words)
 
 # %% ../nbs/05_metrics.ipynb #a74c1fee
 def merge_first_order(
@@ -112,6 +125,7 @@ def _scores_of(i, v):
              v, i.isel(kind=0, drop=True))
     return _real(v.isel(subset=[0, -1]), "v(x_∅) and v(x_N)")
 
+# %% ../nbs/05_metrics.ipynb #13b05003
 def span(
     i,       # interactions (sample, layer, kind, subset)
     v=None,  # their score table (sample, layer, subset), if at hand
@@ -152,6 +166,7 @@ def threshold(
     over = ("kind", "subset") if per_sample else ("kind", "subset", "sample")
     return fraction * strength.max([d for d in i.dims if d in over])
 
+# %% ../nbs/05_metrics.ipynb #13b05004
 def _tau(tau, i):
     "τ with labels, if it fits the interactions i"
     tau = tau if isinstance(tau, xr.DataArray) else xr.DataArray(tau)
@@ -186,18 +201,10 @@ def _part(x):
     _real(t, "interactions")
     return x if isinstance(x, (xr.DataArray, torch.Tensor)) else np.asarray(x)
 
-def _match(a, b):
-    "Refuse other shapes and, where there are labels, other samples, layers or subsets"
-    words = f"they must be of the same samples and subsets; got {tuple(a.shape)}, {tuple(b.shape)}"
-    if isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray):
-        _aligned(words, a, b)
-    elif a.shape != b.shape:
-        raise ValueError(words)
-
 def shared(
     i_l,        # interactions of layer l
     i_L,        # interactions of the output, or of whichever layer l is compared with
-    both=None,  # bool: salient in both; elsewhere shared is 0. Left out: the literal reading of Eq. 7
+    both=None,  # bool: salient in both; elsewhere shared is 0. Left out: Eq. 7 as printed
 ):  # the part of I_l(S) that I_L(S) has too
     "What two layers have in common of one interaction (Eq. 7)"
     i_l, i_L = _part(i_l), _part(i_L)
@@ -227,6 +234,7 @@ def _compared(x, reference):
         raise ValueError(f"the reference layer {reference!r} is not in the table; it holds {names}")
     return x, x.sel(layer=reference, drop=True)
 
+# %% ../nbs/05_metrics.ipynb #13b05005
 def _check_layers(i, reference):
     "The last layer is the output, and the layers share a scale"
     if "layer" not in i.coords:
@@ -252,7 +260,7 @@ def _check_layers(i, reference):
 def sample_metrics(
     i,                # interactions (sample, layer, kind, subset), normalised
     tau=None,         # τ (default: threshold(i))
-    reference=None,   # what layer l is compared with: a layer's name, "next" for its neighbour l+1 (default: the last layer, the output)
+    reference=None,   # compared with: a layer's name, "next" for l+1 (default: the output)
     literal=False,    # Eq. 7 as printed: shared may be nonzero where S is not salient in both
 ) -> xr.Dataset:  # (sample, layer, kind, order)
     "all, all_L, overlap, forget, new, count, completeness, redundancy of every sample (Eqs. 6-10)"
@@ -282,10 +290,11 @@ def layer_metrics(
     reference=None,   # a layer's name, or "next" (default: the last layer, the output)
     literal=False,    # Eq. 7 as printed
 ) -> xr.Dataset:  # (layer, kind, order)
-    "`sample_metrics` averaged over samples; `*_left_out` counts the samples whose ratio is undefined"
+    "`sample_metrics` averaged over samples; `*_left_out` counts those whose ratio is undefined"
     per_sample = sample_metrics(i, tau, reference, literal)
     m = per_sample.map(_mean)
-    for ratio in ("completeness", "redundancy"): m[f"{ratio}_left_out"] = per_sample[ratio].isnull().sum("sample")
+    for ratio in ("completeness", "redundancy"):
+        m[f"{ratio}_left_out"] = per_sample[ratio].isnull().sum("sample")
     return m.assign_attrs(per_sample.attrs, samples=per_sample.sizes["sample"])
 
 # %% ../nbs/05_metrics.ipynb #1fa5edbe
@@ -307,8 +316,9 @@ def _check_bootstrap(x, dim, draws, level):
         raise ValueError("level is the part of the averages inside, between 0 and 1; "
                          f"got {level!r}")
 
+# %% ../nbs/05_metrics.ipynb #13b05006
 def bootstrap(
-    x,             # one value a sample: DataArray or Dataset with the axis `dim`; NaN is left out
+    x,             # one value per sample: DataArray or Dataset with the axis `dim`; NaN is left out
     dim="sample",  # the axis that is drawn from
     draws=1000,    # number of draws
     level=0.95,    # of the interval
@@ -347,12 +357,13 @@ def _two_networks(a, b):
                              f"their axes {d!r} differ: {a.sizes[d]} and {b.sizes[d]} entries")
     return a, b
 
+# %% ../nbs/05_metrics.ipynb #13b05007
 def _average(x, per_sample):
     "The mean over samples, with the number of samples left out as the coordinate `left_out`"
     return x if per_sample else _mean(x).assign_coords(left_out=x.isnull().sum("sample"))
 
 def iou(
-    a,                 # one network's interactions (sample, kind, subset), or its salient sets (bool)
+    a,                 # one network's interactions (sample, kind, subset), or its salient sets
     b,                 # the other's, on the same samples
     tau_a=None,        # τ of a (default: threshold(a))
     tau_b=None,        # τ of b
@@ -368,11 +379,13 @@ def iou(
 @lru_cache(maxsize=None)
 def _chance(a, b, c):
     "Expected IoU of random sets of sizes a and b among c candidates"
-    if a + b == 0: return math.nan
-    return sum(math.comb(a, j) * math.comb(c - a, b - j) / math.comb(c, b) * j / (a + b - j) for j in range(max(0, a + b - c), min(a, b) + 1))
+    if a + b == 0:
+        return math.nan
+    return sum(math.comb(a, j) * math.comb(c - a, b - j) / math.comb(c, b) * j / (a + b - j)
+               for j in range(max(0, a + b - c), min(a, b) + 1))
 
 def iou_by_chance(
-    a,                 # one network's interactions (sample, kind, subset), or its salient sets (bool)
+    a,                 # one network's interactions (sample, kind, subset), or its salient sets
     b,                 # the other's, on the same samples
     tau_a=None,        # τ of a (default: threshold(a))
     tau_b=None,        # τ of b
@@ -381,12 +394,14 @@ def iou_by_chance(
     "The IoU that random sets of the same sizes would have"
     a, b = _two_networks(a, b)
     A, B = (_by_order(_sets(x, tau)) for x, tau in ((a, tau_a), (b, tau_b)))
-    n = int(A.order.max())
-    candidates = xr.DataArray([math.comb(n, int(m)) for m in A.order], dims="order", coords=dict(order=A.order))
-    return _average(xr.apply_ufunc(np.vectorize(_chance, otypes=[float]), A, B, candidates).rename("iou_by_chance"), per_sample)
+    n, order = int(A.order.max()), dict(order=A.order)
+    candidates = xr.DataArray([math.comb(n, int(m)) for m in A.order], order, "order")
+    chance = xr.apply_ufunc(np.vectorize(_chance, otypes=[float]), A, B, candidates)
+    return _average(chance.rename("iou_by_chance"), per_sample)
 
+# %% ../nbs/05_metrics.ipynb #13b05002
 def iou_above_chance(
-    a,                 # one network's interactions (sample, kind, subset), or its salient sets (bool)
+    a,                 # one network's interactions (sample, kind, subset), or its salient sets
     b,                 # the other's, on the same samples
     tau_a=None,        # τ of a (default: threshold(a))
     tau_b=None,        # τ of b
@@ -394,11 +409,13 @@ def iou_above_chance(
 ) -> xr.DataArray:  # (kind, order), with the coordinate `left_out`
     "IoU corrected for chance: 0 for random sets, 1 for equal ones; NaN where chance alone gives 1"
     chance = iou_by_chance(a, b, tau_a, tau_b, per_sample=True)
-    return _average(((iou(a, b, tau_a, tau_b, per_sample=True) - chance) / (1 - chance).where(chance < 1)).rename("iou_above_chance"), per_sample)
+    above = iou(a, b, tau_a, tau_b, per_sample=True) - chance
+    above = above / (1 - chance).where(chance < 1)
+    return _average(above.rename("iou_above_chance"), per_sample)
 
 # %% ../nbs/05_metrics.ipynb #924c92c2
-def _check_moments(mean, std, omega):
-    "Refuse moments that do not belong to the clean interactions, or that are none"
+def _moments(mean, std, omega):
+    "omega, mean and std without their orders, if the moments belong to the clean interactions"
     if not isinstance(mean, xr.DataArray) or not isinstance(std, xr.DataArray):
         raise TypeError("mean and std must be labelled tables (xarray.DataArray); got "
                         f"{type(mean).__name__} and {type(std).__name__}")
@@ -410,24 +427,25 @@ def _check_moments(mean, std, omega):
     if not real or (omega & (np.isinf(mean) | np.isinf(std) | (std < 0))).any():
         raise ValueError("mean and std must be finite numbers, std at least 0")
     if (omega & (mean.isnull() != std.isnull())).any():
-        raise ValueError("mean and std must be NaN at the same sets, those that were not followed")
+        raise ValueError("mean and std must be NaN at the same sets, "
+                         "those that were not followed")
+    return (z.drop_vars("order", errors="ignore") for z in (omega, mean, std))
 
+# %% ../nbs/05_metrics.ipynb #13b05008
 def stability_from_moments(
-    mean,              # E_ε I(S|x+ε), (sample, layer, kind, subset), first orders merged before the draws were averaged
+    mean,              # E_ε I(S|x+ε), (sample, layer, kind, subset), of draws with order 1 merged
     std,               # standard deviation over the draws, same shape; both NaN: not followed
     clean,             # interactions of the clean samples, or their salient sets (bool)
     tau=None,          # τ of the clean interactions (default: threshold(clean))
     per_sample=False,  # keep the axis `sample`
-) -> xr.DataArray:  # (layer, kind, order), with the coordinates `left_out` (samples) and `frozen` (sets of zero variance)
+) -> xr.DataArray:  # (layer, kind, order); `left_out` counts samples, `frozen` sets that never move
     "Mean over standard deviation of the clean sample's salient interactions, by order"
-    omega = _sets(clean, tau)
-    _check_moments(mean, std, omega)
-    omega, mean, std = (z.drop_vars("order", errors="ignore") for z in (omega, mean, std))
-    moves = std > 1e-12 * abs(mean)                              # equal draws differ by rounding only
+    omega, mean, std = _moments(mean, std, _sets(clean, tau))
+    moves = std > 1e-12 * abs(mean)                     # equal draws differ by rounding only
     order = ("subset", orders(n_players(omega.transpose(..., "subset"))).numpy())
     z = xr.Dataset(dict(ratio=(abs(mean) / std).where(omega & moves, 0), n=omega & moves,
-                        frozen=omega & ~moves & std.notnull())).assign_coords(order=order)
-    z = _by_order(z)
+                        frozen=omega & ~moves & std.notnull()))
+    z = _by_order(z.assign_coords(order=order))
     out = _average((z.ratio / z.n.where(z.n > 0)).rename("stability"), per_sample)
     return out.assign_coords(frozen=z.frozen if per_sample else z.frozen.sum("sample"))
 
@@ -440,15 +458,14 @@ def stability(
     "E_x E_{S∈Ω} |mean_ε I| / std_ε I by order (Section 3.3)"
     draws = merge_first_order(_checked(draws, "draw", "sample"))
     if draws.sizes["draw"] < 2:
-        raise ValueError("a standard deviation takes two draws or more, got "
-                         f"{draws.sizes['draw']}")
+        raise ValueError(f"a standard deviation takes two draws or more, got {draws.sizes['draw']}")
     return stability_from_moments(draws.mean("draw"), draws.std("draw"), clean, tau, per_sample)
 
 # %% ../nbs/05_metrics.ipynb #be133c62
 def _check_pixels(x, noise, owner):
     "One sentence on shapes that do not fit, on gaps, and on owners that are no players"
     if x.ndim < 2:
-        raise ValueError(f"x must hold one input a sample, (sample, ...); got {tuple(x.shape)}")
+        raise ValueError(f"x must hold one input per sample, (sample, ...); got {tuple(x.shape)}")
     if noise.shape[-x.ndim:] != x.shape or noise.ndim > x.ndim + 1:
         raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, or "
                          f"(draws, *x.shape); got {tuple(noise.shape)}")
@@ -463,6 +480,7 @@ def _check_pixels(x, noise, owner):
     if not (players >= 0).any():
         raise ValueError("owner must give a pixel to one player at least; all belong to nobody")
 
+# %% ../nbs/05_metrics.ipynb #13b05009
 def noise_ratio(
     x,       # inputs (sample, ...)
     noise,   # what was added to them, same shape, or with draws before it (draw, sample, ...)
