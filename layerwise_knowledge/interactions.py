@@ -33,6 +33,7 @@ def _tensor(v):
                          f"list of equal rows; got {type(v).__name__} of {a.dtype}")
     return torch.from_numpy(np.require(a, a.dtype.newbyteorder("="), "CW"))
 
+# %% ../nbs/00_interactions.ipynb #13b00003
 def n_players(
     v,  # score table or interactions, shape (..., 2**n)
 ) -> int:  # n
@@ -67,6 +68,7 @@ def _table(v):
                          "for log p of p = 0, and use scores.log_odds on logits")
     return t
 
+# %% ../nbs/00_interactions.ipynb #13b00004
 def _pair(i_and, i_or):
     "Both tables, checked; another shape is never stretched to fit"
     a, o = _table(i_and), _table(i_or)
@@ -113,13 +115,13 @@ def _add_above(without, with_):
     without.add_(with_)
 
 def subset_sum(
-    x,  # one value a subset, shape (..., 2**n)
+    x,  # one value per subset, shape (..., 2**n)
 ):      # (Zx)_T = Σ_{S⊆T} x_S
     "Zeta transform: add up the subsets of every T; the inverse of `and_interactions`"
     return _like(_butterfly(_table(x), _add_below), x)
 
 def superset_sum(
-    u,  # one value a subset, shape (..., 2**n)
+    u,  # one value per subset, shape (..., 2**n)
 ):      # (Zᵀu)_S = Σ_{T⊇S} u_T
     "Transposed zeta transform: add up the supersets of every S"
     return _like(_butterfly(_table(u), _add_above), u)
