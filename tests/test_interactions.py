@@ -1,17 +1,25 @@
-"""Transforms against brute force from the definitions, against shapiq, and by the properties of the theory."""
-import numpy as np, pytest, torch
+"""Transforms against brute force from the definitions, against shapiq, and by their properties."""
+import numpy as np
+import pytest
+import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from shapiq.game_theory.exact import ExactComputer
 
-from layerwise_knowledge.interactions import (and_interactions, n_players, or_interactions, orders, reconstruct,
-                                              shapley_values, subset_sum, superset_sum)
+from layerwise_knowledge.interactions import (
+    and_interactions, n_players, or_interactions, orders, reconstruct, shapley_values, subset_sum,
+    superset_sum)
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 finite = st.floats(-1e3, 1e3, allow_subnormal=False)
 tables = st.integers(0, 7).flatmap(lambda n: arrays(np.float64, 2**n, elements=finite))
 batches = st.integers(1, 5).flatmap(lambda n: arrays(np.float64, (2, 3, 2**n), elements=finite))
 subsets = lambda S: [T for T in range(S + 1) if S & T == T]
-close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * max(1, np.abs(b).max()) * len(np.atleast_1d(a)))
+
+
+def close(a, b):
+    atol = 1e-10 * max(1, np.abs(b).max()) * len(np.atleast_1d(a))
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 def relabel(v, perm):
@@ -24,13 +32,15 @@ def relabel(v, perm):
 
 @given(tables)
 def test_and_is_its_definition(v):
-    close(and_interactions(v), [sum((-1) ** (S ^ T).bit_count() * v[T] for T in subsets(S)) for S in range(len(v))])
+    want = [sum((-1)**(S ^ T).bit_count() * v[T] for T in subsets(S)) for S in range(len(v))]
+    close(and_interactions(v), want)
 
 
 @given(tables)
 def test_or_is_its_definition(v):
     full = len(v) - 1
-    want = [-sum((-1) ** (S ^ T).bit_count() * v[full ^ T] for T in subsets(S)) for S in range(len(v))]
+    want = [-sum((-1)**(S ^ T).bit_count() * v[full ^ T] for T in subsets(S))
+            for S in range(len(v))]
     want[0] = 0
     close(or_interactions(v), want)
 
@@ -42,8 +52,14 @@ def test_shapiq_agrees(n):
     computer = ExactComputer(lambda c: v[c @ (1 << np.arange(n))], n)
     moebius, shapley = computer("Moebius", order=n), computer("SV")
     members = lambda S: tuple(i for i in range(n) if S >> i & 1)
-    np.testing.assert_allclose(and_interactions(v)[1:], [moebius[members(S)] for S in range(1, 2**n)], atol=1e-10)
-    np.testing.assert_allclose(shapley_values(and_interactions(v), np.zeros_like(v)), [shapley[(i,)] for i in range(n)], atol=1e-10)
+    np.testing.assert_allclose(
+        and_interactions(v)[1:], [moebius[members(S)] for S in range(1, 2**n)], atol=1e-10
+    )
+    np.testing.assert_allclose(
+        shapley_values(and_interactions(v), np.zeros_like(v)),
+        [shapley[(i,)] for i in range(n)],
+        atol=1e-10,
+    )
 
 
 @given(batches, st.randoms(use_true_random=False))
@@ -58,8 +74,10 @@ def test_theorem_3_3_for_any_gamma(v, random):
 
 @given(tables, st.randoms(use_true_random=False))
 def test_relabelling_players_relabels_interactions(v, random):
-    perm = list(range(n_players(v))); random.shuffle(perm)
-    for f in (and_interactions, or_interactions): close(f(relabel(v, perm)), relabel(f(v), perm))
+    perm = list(range(n_players(v)))
+    random.shuffle(perm)
+    for f in (and_interactions, or_interactions):
+        close(f(relabel(v, perm)), relabel(f(v), perm))
 
 
 @given(arrays(np.float64, 16, elements=finite), st.integers(0, 4))
@@ -74,13 +92,16 @@ def test_a_dummy_player_takes_part_in_nothing(v, position):
 def test_symmetric_players_get_equal_interactions(by_size):
     v = np.array(by_size)[orders(5).numpy()]
     for f in (and_interactions, or_interactions):
-        for m in range(1, 6): assert np.ptp(f(v)[orders(5).numpy() == m]) <= 1e-9 * max(1, np.abs(v).max())
+        for m in range(1, 6):
+            assert np.ptp(f(v)[orders(5).numpy() == m]) <= 1e-9 * max(1, np.abs(v).max())
 
 
 @given(tables, tables, finite)
 def test_linear(v, w, a):
-    if len(v) != len(w): return
-    for f in (and_interactions, or_interactions): close(f(a * v + w), a * f(v) + f(w))
+    if len(v) != len(w):
+        return
+    for f in (and_interactions, or_interactions):
+        close(f(a * v + w), a * f(v) + f(w))
 
 
 @given(tables)
@@ -90,7 +111,7 @@ def test_transposes_and_inverses(v):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_kind_dtype_and_device_are_kept(dtype, device):
     v = torch.randn(2, 3, 64, dtype=dtype, device=device)
     before = v.clone()
@@ -103,10 +124,17 @@ def test_kind_dtype_and_device_are_kept(dtype, device):
 
 
 @pytest.mark.parametrize("bad, words", [
-    (np.zeros(6), "power of two"), (np.zeros((8, 3)), "power of two"), (np.zeros(0), "power of two"), (np.float64(1), "power of two"),
-    (np.array([0, np.nan]), "1 NaN or infinite of 2"), (np.array([0, np.inf, np.nan, 0]), "2 NaN or infinite of 4"), (np.array([1j, 0]), "real"),
+    (np.zeros(6), "power of two"),
+    (np.zeros((8, 3)), "power of two"),
+    (np.zeros(0), "power of two"),
+    (np.float64(1), "power of two"),
+    (np.array([0, np.nan]), "1 NaN or infinite of 2"),
+    (np.array([0, np.inf, np.nan, 0]), "2 NaN or infinite of 4"),
+    (np.array([1j, 0]), "real"),
 ])
 def test_bad_tables_are_refused_in_words(bad, words):
     for f in (and_interactions, or_interactions, subset_sum, superset_sum):
-        with pytest.raises(ValueError, match=words): f(bad)
-    with pytest.raises(ValueError, match="same players"): reconstruct(np.zeros(4), np.zeros(8))
+        with pytest.raises(ValueError, match=words):
+            f(bad)
+    with pytest.raises(ValueError, match="same players"):
+        reconstruct(np.zeros(4), np.zeros(8))

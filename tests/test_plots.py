@@ -1,5 +1,6 @@
-"""Figures: the same data give the same bytes, nothing half-written stays, and what is on them is what was computed."""
+"""Figures: same data, same bytes; nothing half-written stays; what they show was computed."""
 import hashlib
+import os
 import subprocess
 import sys
 import warnings
@@ -14,16 +15,18 @@ from matplotlib.figure import Figure
 from layerwise_knowledge import metrics as M, plots as P
 
 LAYERS = ["conv1", "conv2", "fc", "output"]
-OWNER = np.arange(16).reshape(4, 4) // 4                                        # four players, each a row of four pixels
+OWNER = np.arange(16).reshape(4, 4) // 4  # four players, each a row of four pixels
 
 
 def table(seed=0, samples=6, n=4, layers=LAYERS):
     rng = np.random.default_rng(seed)
-    draw = lambda: rng.standard_t(2, (samples, len(layers), 2**n)) * (rng.random((samples, len(layers), 2**n)) < .5)
+    shape = samples, len(layers), 2**n
+    draw = lambda: rng.standard_t(2, shape) * (rng.random(shape) < .5)
     a, o = draw(), draw()
     a[:, :-1] += a[:, -1:]
     o[..., 0] = 0
-    with warnings.catch_warnings(action="ignore"): return M.normalise(M.interaction_table(a, o, layers))
+    with warnings.catch_warnings(action="ignore"):
+        return M.normalise(M.interaction_table(a, o, layers))
 
 
 I, J = table(0), table(1)
@@ -32,24 +35,46 @@ ONE, TAU = I.isel(sample=0), M.threshold(I)
 IOU = M.iou(I, J, per_sample=True)
 STABLE = M.stability(xr.concat([I + .1 * table(s) for s in range(4)], "draw"), I, per_sample=True)
 PHI = np.random.default_rng(0).normal(size=(4, 4))
-GAP = abs(xr.DataArray(np.random.default_rng(0).normal(0, 1e-3, (6, 4)), dims=("sample", "layer"), coords=dict(layer=LAYERS)))
-NOISE = M.noise_ratio(np.random.default_rng(0).random((6, 4, 4)), np.random.default_rng(1).normal(size=(6, 4, 4)), OWNER)
+GAP = np.abs(np.random.default_rng(0).normal(0, 1e-3, (6, 4)))
+GAP = xr.DataArray(GAP, dims=("sample", "layer"), coords=dict(layer=LAYERS))
+NOISE = M.noise_ratio(np.random.default_rng(0).random((6, 4, 4)),
+                      np.random.default_rng(1).normal(size=(6, 4, 4)), OWNER)
+CHANCE = M.iou_by_chance(I, J, per_sample=True)
+
+
+def pairs(x):
+    return {l: {f"pair {k}": x.sel(layer=l) for k in range(6)} for l in ("conv2", "output")}
+
 
 FIGURES = dict(
     strengths=lambda: P.strengths({"MLP-7": I, "ResNet-20": J.sel(layer="output")}, paper=21.8),
-    layer_changes=lambda: P.layer_changes(SAMPLES, "and", {"conv1": .5, "output": .9}, title="net on data"),
+    layer_changes=lambda: P.layer_changes(
+        SAMPLES, "and", {"conv1": 0.5, "output": 0.9}, title="net on data"
+    ),
     layer_changes_or=lambda: P.layer_changes(SAMPLES, "or", orders=2),
     layer_changes_means=lambda: P.layer_changes(M.layer_metrics(I)),
-    layer_changes_next=lambda: P.layer_changes(M.sample_metrics(I, reference="next"), orders=[1, 2]),
-    by_order=lambda: P.by_order({l: {f"pair {k}": IOU.sel(layer=l) for k in range(6)} for l in ("conv2", "output")}, "IoU",
-                                chance={l: {f"pair {k}": M.iou_by_chance(I, J, per_sample=True).sel(layer=l) for k in range(6)} for l in ("conv2", "output")}),
-    by_order_log=lambda: P.by_order({"final layer": {"net": STABLE.sel(layer="output")}}, "stability", kind="or", logy=True, orders=3),
+    layer_changes_next=lambda: P.layer_changes(
+        M.sample_metrics(I, reference="next"), orders=[1, 2]
+    ),
+    by_order=lambda: P.by_order(pairs(IOU), "IoU", chance=pairs(CHANCE)),
+    by_order_log=lambda: P.by_order({"final layer": {"net": STABLE.sel(layer="output")}},
+                                    "stability", kind="or", logy=True, orders=3),
     boxes_by_order=lambda: P.boxes_by_order(NOISE),
-    interaction_map=lambda: P.interaction_map(np.random.default_rng(0).random((3, 4, 4)), ONE, np.stack([OWNER] * 3), TAU),
-    kappa_sensitivity=lambda: P.kappa_sensitivity({.03: I, .04: J}),
-    attributions=lambda: P.attributions(ONE.sel(layer=["conv2", "output"]), {"Shapley value": PHI[:2], "Integrated Gradients": PHI[2:]}, names=["age", "hours per week", "sex", "country"]),
-    attributions_image=lambda: P.attributions(ONE.sel(layer=["output"]), {"Shapley value": PHI[:1]}, image=PHI, owner=OWNER),
-    certificates=lambda: P.certificates(GAP, delta=I.sel(kind="and", drop=True), gamma=I.sel(kind="or", drop=True)),
+    interaction_map=lambda: P.interaction_map(
+        np.random.default_rng(0).random((3, 4, 4)), ONE, np.stack([OWNER] * 3), TAU
+    ),
+    kappa_sensitivity=lambda: P.kappa_sensitivity({0.03: I, 0.04: J}),
+    attributions=lambda: P.attributions(
+        ONE.sel(layer=["conv2", "output"]),
+        {"Shapley value": PHI[:2], "Integrated Gradients": PHI[2:]},
+        names=["age", "hours per week", "sex", "country"],
+    ),
+    attributions_image=lambda: P.attributions(
+        ONE.sel(layer=["output"]), {"Shapley value": PHI[:1]}, image=PHI, owner=OWNER
+    ),
+    certificates=lambda: P.certificates(
+        GAP, delta=I.sel(kind="and", drop=True), gamma=I.sel(kind="or", drop=True)
+    ),
 )
 
 
@@ -64,41 +89,52 @@ def test_figure_fits_the_page_and_leaves_nothing_open(name):
     assert fig.get_figwidth() <= P.PAGE + 1e-9 and fig.get_figheight() <= 9
     assert dict(plt.rcParams) == before, "a figure must not change the reader's own settings"
     fig.draw_without_rendering()
-    small = [t.get_fontsize() for t in fig.findobj(matplotlib.text.Text) if t.get_text().strip() and t.get_fontsize() < 6]
+    texts = [t for t in fig.findobj(matplotlib.text.Text) if t.get_text().strip()]
+    small = [t.get_text() for t in texts if t.get_fontsize() < 6]
     assert not small, "no letter below 6 points"
 
 
-@pytest.mark.parametrize("name", ["strengths", "layer_changes", "by_order", "interaction_map", "attributions_image"])
+@pytest.mark.parametrize("name", ["strengths", "layer_changes", "by_order", "interaction_map",
+                                  "attributions_image"])
 def test_same_data_same_bytes(name, tmp_path):
     first = digest(P.save(FIGURES[name](), tmp_path / "a"))
-    with matplotlib.rc_context({"font.size": 20, "svg.hashsalt": "other", "axes.grid": True, "lines.linewidth": 9}):      # whatever the reader has set
+    reader = {"font.size": 20, "svg.hashsalt": "other", "axes.grid": True, "lines.linewidth": 9}
+    with matplotlib.rc_context(reader):             # whatever the reader has set
         assert digest(P.save(FIGURES[name](), tmp_path / "b")) == first
     assert b"<dc:date>" not in (tmp_path / "a.svg").read_bytes()
 
 
 def test_same_bytes_in_another_process(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_plots as t; print(*t.digest(t.P.save(t.FIGURES['layer_changes'](), sys.argv[2])))"
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import test_plots as t; "
+            "print(*t.digest(t.P.save(t.FIGURES['layer_changes'](), sys.argv[2])))")
     here = Path(__file__).parent
-    out = [subprocess.run([sys.executable, "-c", code, str(here), str(tmp_path / s)], capture_output=True, text=True, check=True, cwd=tmp_path,
-                          env={**__import__("os").environ, "PYTHONHASHSEED": s, "PYTHONPATH": str(here.parent)}).stdout for s in ("1", "2")]
+    out = []
+    for s in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": s, "PYTHONPATH": str(here.parent)}
+        command = [sys.executable, "-c", code, str(here), str(tmp_path / s)]
+        out.append(subprocess.run(command, capture_output=True, text=True, check=True,
+                                  cwd=tmp_path, env=env).stdout)
     assert out[0] == out[1] and len(out[0].split()) == 2
 
 
 def test_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
     fig = FIGURES["boxes_by_order"]()
-    paths = P.save(fig, tmp_path / "fig12.svg")                                 # an ending is taken off
+    paths = P.save(fig, tmp_path / "fig12.svg")  # an ending is taken off
     old = digest(paths)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fig12.png", "fig12.svg"]
     def killed(path, body):
-        with open(path, "wb") as f: f.write(body[:9])
+        with open(path, "wb") as f:
+            f.write(body[:9])
         raise KeyboardInterrupt
     monkeypatch.setattr("pathlib.Path.write_bytes", killed)
-    with pytest.raises(KeyboardInterrupt): P.save(fig, tmp_path / "fig12")
+    with pytest.raises(KeyboardInterrupt):
+        P.save(fig, tmp_path / "fig12")
     assert digest(paths) == old and len(list(tmp_path.iterdir())) == 2, "nothing half-written"
 
 
 def test_names_with_dots_keep_them(tmp_path):
-    assert [p.name for p in P.save(FIGURES["boxes_by_order"](), tmp_path / "fig12_kappa0.04")] == ["fig12_kappa0.04.png", "fig12_kappa0.04.svg"]
+    paths = P.save(FIGURES["boxes_by_order"](), tmp_path / "fig12_kappa0.04")
+    assert [p.name for p in paths] == ["fig12_kappa0.04.png", "fig12_kappa0.04.svg"]
 
 
 def test_bars_are_the_metrics():
@@ -107,7 +143,8 @@ def test_bars_are_the_metrics():
     assert len(panels) == len(LAYERS)
     mean = SAMPLES.mean("sample").sel(kind="and")
     for ax, l in zip(panels, LAYERS):
-        heights = np.array([p.get_height() for p in ax.patches]).reshape(4, -1)         # overlap, forget, overlap, new
+        heights = np.array([p.get_height() for p in ax.patches])
+        heights = heights.reshape(4, -1)                            # overlap, forget, overlap, new
         q = mean.sel(layer=l)
         np.testing.assert_allclose(heights, [q.overlap, q.forget, -q.overlap, -q.new])
         assert ax.get_title().startswith(l)
@@ -115,24 +152,30 @@ def test_bars_are_the_metrics():
 
 def test_what_is_left_out_is_said():
     words = lambda fig: " ".join(t.get_text() for t in fig.findobj(matplotlib.text.Text))
-    share = float(SAMPLES["all"].sel(kind="and", order=[3, 4]).sum() / SAMPLES["all"].sel(kind="and").sum())
-    assert f"orders 3, 4 not shown ({100 * share:.1f} % of all strength)" in words(P.layer_changes(SAMPLES, orders=2))
-    assert "not shown" not in words(P.layer_changes(SAMPLES)) and "6 samples" in words(P.layer_changes(SAMPLES))
-    assert "paper: 21.8" in words(FIGURES["strengths"]())
-    assert f"{float(M.salient(I).isel(layer=-1).sum(['kind', 'subset']).mean()):.1f}" in words(FIGURES["strengths"]())
+    every = SAMPLES["all"].sel(kind="and")
+    share = 100 * float(every.sel(order=[3, 4]).sum() / every.sum())
+    two, whole = (words(P.layer_changes(SAMPLES, orders=orders)) for orders in (2, None))
+    assert f"orders 3, 4 not shown ({share:.1f} % of all strength)" in two
+    assert "not shown" not in whole and "6 samples" in whole
+    strengths, count = words(FIGURES["strengths"]()), M.salient(I).isel(layer=-1)
+    assert "paper: 21.8" in strengths
+    assert f"{float(count.sum(['kind', 'subset']).mean()):.1f}" in strengths
 
 
 def test_destinies_are_what_they_say():
     omega = M.salient(ONE, TAU)
     for destiny, kind, S in P.destinies(ONE, TAU, each=5):
         on = omega.sel(kind=kind, subset=S).values
-        assert {"kept": on[0] and on[-1], "forgotten": on[:-1].any() and not on[-1], "learned late": not on[0] and on[-1]}[destiny]
+        what = {"kept": on[0] and on[-1], "forgotten": on[:-1].any() and not on[-1],
+                "learned late": not on[0] and on[-1]}
+        assert what[destiny]
         assert S.bit_count() >= 2
 
 
 BAD = [
     (lambda: P.layer_changes(SAMPLES, "nor"), ValueError, "kind must be one of"),
-    (lambda: P.layer_changes(SAMPLES, orders=[7]), ValueError, r"orders must be among \[1, 2, 3, 4\]"),
+    (lambda: P.layer_changes(SAMPLES, orders=[7]),
+     ValueError, r"orders must be among \[1, 2, 3, 4\]"),
     (lambda: P.layer_changes(SAMPLES, orders=0), ValueError, "orders must be among"),
     (lambda: P.layer_changes({}), TypeError, "labelled table"),
     (lambda: P.strengths({"a": [1, 2]}), TypeError, "labelled table"),
@@ -142,12 +185,13 @@ BAD = [
     (lambda: P.interaction_map(PHI, I, OWNER), ValueError, "choose it with"),
     (lambda: P.interaction_map(PHI, ONE * 0, OWNER), ValueError, "no interaction of order 2"),
     (lambda: P.interaction_map(PHI, ONE, OWNER[:2]), ValueError, "owner"),
-    (lambda: P.attributions(ONE, {}, names=["age"]), ValueError, "one name a player"),
+    (lambda: P.attributions(ONE, {}, names=["age"]), ValueError, "one name"),
     (lambda: P.attributions(ONE, {}, image=PHI), ValueError, "owner"),
 ]
 
 
 @pytest.mark.parametrize("call,error,words", BAD)
 def test_bad_input_is_one_clear_sentence(call, error, words):
-    with pytest.raises(error, match=words) as e: call()
+    with pytest.raises(error, match=words) as e:
+        call()
     assert "\n" not in str(e.value) and len(str(e.value)) < 320
