@@ -1,5 +1,4 @@
 """The book: `make docs` turns the notebooks, as they are committed, into a web site in _docs."""
-import json
 from pathlib import Path
 
 import nbformat
@@ -29,9 +28,18 @@ def read(text):
     nb = nbformat.reads(text, 4)
     nb.cells = [c for c in nb.cells if not (c.cell_type == "code" and "#| hide" in c.source)]
     for c in nb.cells:
-        if c.cell_type == "code": c.source = "\n".join(l for l in c.source.split("\n") if not l.startswith("#|"))
+        if c.cell_type == "code":
+            c.source = "\n".join(l for l in c.source.split("\n") if not l.startswith("#|"))
     nb.cells = [c for c in nb.cells if c.source.strip()]
     if any(c.source.startswith("# Layerwise change of knowledge") for c in nb.cells):
-        tocs = [("Chapters", "", "\n".join(CHAPTERS + ["report"])), ("Examples", ":glob:", "examples/*"), ("Figures", ":glob:", "figures/*"), ("Appendix", ":glob:", "appendix/*")]
-        nb.cells += [nbformat.v4.new_markdown_cell(TOC.format(caption=c, glob=g, entries=e)) for c, g, e in tocs]
+        tocs = [
+            ("Chapters", "", "\n".join(CHAPTERS + ["report"])),
+            ("Examples", ":glob:", "examples/*"),
+            ("Figures", ":glob:", "figures/*"),
+            ("Appendix", ":glob:", "appendix/*"),
+        ]
+        nb.cells += [
+            nbformat.v4.new_markdown_cell(TOC.format(caption=c, glob=g, entries=e))
+            for c, g, e in tocs
+        ]
     return nb

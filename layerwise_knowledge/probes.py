@@ -25,20 +25,39 @@ from layerwise_knowledge.scores import (
     _to_model, features)
 
 # %% ../nbs/04_probes.ipynb #04prb008
-@dataclass(eq=False)
-class Probes(Mapping):
-    "One linear classifier a layer, and what is told of it"
+class _ByLayer(Mapping):
+    "A mapping, layer -> classifier, that prints a line per layer"
+    def __getitem__(self, layer):
+        return self.linear[layer]
+
+    def __iter__(self):
+        return iter(self.linear)
+
+    def __len__(self):
+        return len(self.linear)
+
+    def __repr__(self):
+        lines = [_line(self, layer) for layer in self.accuracy]
+        return "\n".join(lines) or f"Probes({', '.join(self.linear)})"
+
+def _line(probes, layer):
+    told = probes.accuracy[layer]
+    shares = [f"{k.replace('_', ' ')} {told[k]:.1%}" for k in ("train", "held_out", "test")
+              if k in told]
+    gap = [f"gap {probes.gap[layer]:.0e}"] if layer in probes.gap else []
+    return f"{layer:>16}: " + ", ".join(shares + gap)
+
+# %% ../nbs/04_probes.ipynb #13b04001
+@dataclass(eq=False, repr=False)
+class Probes(_ByLayer):
+    "One linear classifier per layer, and what is told of it"
     linear: dict                                  # layer -> nn.Linear on the flattened features
-    accuracy: dict = field(default_factory=dict)  # layer -> {"train", "held_out", "test"}; "output" is the network itself
-    gap: dict = field(default_factory=dict)       # layer -> (loss - its lower bound)/loss; empty for SGD
+    accuracy: dict = field(default_factory=dict)  # layer, "output" too -> train, held_out, test
+    gap: dict = field(default_factory=dict)       # layer -> (loss - bound)/loss; empty for SGD
     penalty: dict = field(default_factory=dict)   # layer -> λ; empty for SGD
-    history: dict = field(default_factory=dict)   # layer -> a dict for each λ tried, or SGD's loss of each epoch
+    history: dict = field(default_factory=dict)   # layer -> a dict per λ tried, or SGD's losses
     settings: dict = field(default_factory=dict)  # what they were trained with
     made_from: dict = field(default_factory=dict) # name -> sha256 of the network and the data
-
-    def __getitem__(self, layer): return self.linear[layer]
-    def __iter__(self): return iter(self.linear)
-    def __len__(self): return len(self.linear)
 
     def to(self, device):
         for probe in self.linear.values():
@@ -47,40 +66,37 @@ class Probes(Mapping):
 
     def save(self, path):
         "Write a sealed safetensors file: weights as `layer.weight`, `layer.bias`, the rest as JSON"
-        told = {k: getattr(self, k) for k in _TOLD}
-        told |= dict(layers=list(self.linear), weights_sha256=self.sha256())
-        save_tensors(self._tensors(), path, told)
+        save_tensors(_tensors(self), path, _story(self))
 
     def sha256(self):
         "By what probes are known again: the SHA-256 of their weights"
-        return content(*self._tensors().values())
-
-    def _tensors(self):
-        return {f"{layer}.{k}": t for layer, probe in self.linear.items()
-                for k, t in probe.state_dict().items()}
+        return content(*_tensors(self).values())
 
     @classmethod
     def load(cls, path):
         "Read what `save` wrote"
-        tensors, story = load_tensors(path)
-        if "layers" not in story:
-            raise ValueError(f"{path} is no probe file, but perhaps a network's; give the one that "
-                             "Probes.save wrote")
-        linear = {layer: _linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"])
-                  for layer in story["layers"]}
-        return cls(linear, **{k: story.get(k, {}) for k in _TOLD})
+        return cls(**_read(path))
 
-    def __repr__(self):
-        return "\n".join(map(self._line, self.accuracy)) or f"Probes({', '.join(self.linear)})"
-
-    def _line(self, layer):
-        told = self.accuracy[layer]
-        shares = [f"{k.replace('_', ' ')} {told[k]:.1%}" for k in ("train", "held_out", "test")
-                  if k in told]
-        gap = [f"gap {self.gap[layer]:.0e}"] if layer in self.gap else []
-        return f"{layer:>16}: " + ", ".join(shares + gap)
-
+# %% ../nbs/04_probes.ipynb #13b04002
 _TOLD = ("accuracy", "gap", "penalty", "history", "settings", "made_from")
+
+def _tensors(probes):
+    return {f"{layer}.{k}": t for layer, probe in probes.linear.items()
+            for k, t in probe.state_dict().items()}
+
+def _story(probes):
+    told = {k: getattr(probes, k) for k in _TOLD}
+    return told | dict(layers=list(probes.linear), weights_sha256=probes.sha256())
+
+def _read(path):
+    "What a probe file holds, by the names of the fields"
+    tensors, story = load_tensors(path)
+    if "layers" not in story:
+        raise ValueError(f"{path} is no probe file, but perhaps a network's; give the one that "
+                         "Probes.save wrote")
+    linear = {layer: _linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"])
+              for layer in story["layers"]}
+    return dict(linear=linear) | {k: story.get(k, {}) for k in _TOLD}
 
 def _linear(weight, bias):
     "A classifier with these weights, no longer trained"
@@ -90,7 +106,8 @@ def _linear(weight, bias):
     return probe.requires_grad_(False)
 
 # %% ../nbs/04_probes.ipynb #04prb010
-def _flat(name, f): return f.reshape(len(f), -1).clone()
+def _flat(name, f):
+    return f.reshape(len(f), -1).clone()
 
 class _Features:
     "Flattened features of many inputs by index: kept when they fit in memory, else computed again"
@@ -157,8 +174,8 @@ def sgd_probes(
     lr=0.01,          # learning rate of SGD (App. M: 0.01 for MLP-7 on MNIST, else 0.001)
     momentum=0.9,     # not given in the paper
     batch_size=256,   # App. M
-    tol=0.001,        # a probe rests when its training loss falls by less than this fraction an epoch ...
-    patience=10,      # ... on average over this many epochs (and 100 steps); tol=0: never before `epochs`
+    tol=0.001,        # a probe rests when its loss falls by less than this fraction per epoch ...
+    patience=10,      # ... on average over this many (and 100 steps); 0: never before `epochs`
     seed=0,           # of the initial weights and of the order of the data
     memory=2 * 2**30, # bytes of features to keep, more are made every epoch (a last bit may differ)
     half=False,       # learn from features rounded to float16, twice as many of which fit
@@ -166,25 +183,30 @@ def sgd_probes(
 ):                    # Probes
     "Linear classifiers trained by epochs of SGD, as the paper does it (App. M); see train_probes"
     epochs, batch_size = _whole(epochs, "epochs", 1), _whole(batch_size, "batch_size", 1)
+    recipe = dict(epochs=epochs, lr=lr, momentum=momentum, batch_size=batch_size, tol=tol,
+                  patience=patience, seed=seed)
     wanted = [name for name in _named_layers(model, layers) if name != "output"]
-    x_train, y_train = _labelled_inputs(x_train, y_train, "x_train")
-    x_test, y_test = _labelled_inputs(x_test, y_test, "x_test")
+    train = _labelled_inputs(x_train, y_train, "x_train")
+    test = _labelled_inputs(x_test, y_test, "x_test")
     with _frozen(model), torch.inference_mode(False), torch.enable_grad():
-        classes = _check_data(model, wanted, ((x_train, y_train), (x_test, y_test)))
-        source = _Features(model, [*wanted, "output"], x_train, batch_size, memory, half)
-        one = source(torch.tensor([0]))
-        linear = {name: _new_probe(one[name], classes, f"{seed}/{name}") for name in wanted}
-        history = _descend(linear, source, y_train, epochs, lr, momentum, batch_size, tol, patience,
-                           seed, progress)
-        test = _Features(model, [*wanted, "output"], x_test, batch_size, 0)
-        train_acc = _accuracy(linear, source, y_train, batch_size)
-        test_acc = _accuracy(linear, test, y_test, batch_size)
-    settings = dict(epochs=epochs, lr=lr, momentum=momentum, batch_size=batch_size, tol=tol,
-                    patience=patience, seed=seed, half=half)
-    accuracy = {name: dict(train=train_acc[name], test=test_acc[name]) for name in train_acc}
-    return Probes(linear, accuracy, history=history, settings=settings)
+        trained = _sgd(model, wanted, train, test, memory, half, progress, recipe)
+    return Probes(**trained, settings=recipe | dict(half=half))
 
-# %% ../nbs/04_probes.ipynb #04prb015
+# %% ../nbs/04_probes.ipynb #13b04003
+def _sgd(model, wanted, train, test, memory, half, progress, recipe):
+    "The classifiers, their losses, and how often they are right"
+    names, batch_size = [*wanted, "output"], recipe["batch_size"]
+    classes = _check_data(model, wanted, (train, test))
+    source = _Features(model, names, train[0], batch_size, memory, half)
+    one = source(torch.tensor([0]))
+    linear = {name: _new_probe(one[name], classes, f"{recipe['seed']}/{name}") for name in wanted}
+    history = _descend(linear, source, train[1], progress, **recipe)
+    unseen = _Features(model, names, test[0], batch_size, 0)
+    on_train = _accuracy(linear, source, train[1], batch_size)
+    on_test = _accuracy(linear, unseen, test[1], batch_size)
+    accuracy = {name: dict(train=on_train[name], test=on_test[name]) for name in on_train}
+    return dict(linear=linear, history=history, accuracy=accuracy)
+
 def _new_probe(f, classes, seed):
     "A linear classifier for features like f, its weights decided by the seed alone"
     with torch.random.fork_rng(devices=[]):
@@ -192,8 +214,9 @@ def _new_probe(f, classes, seed):
         probe = nn.Linear(f.shape[1], classes, dtype=torch.promote_types(f.dtype, torch.float32))
     return probe.to(f.device)
 
-def _descend(linear, source, y, epochs, lr, momentum, batch_size, tol, patience, seed, progress):
-    "One optimiser, one pass over the data an epoch; a probe that has settled stays as it is"
+# %% ../nbs/04_probes.ipynb #04prb015
+def _descend(linear, source, y, progress, epochs, lr, momentum, batch_size, tol, patience, seed):
+    "One optimiser, one pass over the data per epoch; a probe that has settled stays as it is"
     if not linear:
         return {}
     weights = [p for probe in linear.values() for p in probe.parameters()]
@@ -202,19 +225,9 @@ def _descend(linear, source, y, epochs, lr, momentum, batch_size, tol, patience,
     history, active = {name: [] for name in linear}, dict(linear)
     patience = max(patience, -(-100 // -(-len(y) // batch_size)))    # momentum swings: 100 steps
     for epoch in (bar := tqdm(range(epochs), desc="probes", unit="epoch", disable=not progress)):
-        total = dict.fromkeys(active, 0.)
-        for index in torch.randperm(len(y), generator=order).split(batch_size):
-            f = source(index)
-            target = y[index].to(f["output"].device)
-            loss = {name: F.cross_entropy(probe(f[name].to(probe.weight.dtype)), target)
-                    for name, probe in active.items()}
-            optimiser.zero_grad(set_to_none=True)       # no gradient, no step: some probes rest
-            sum(loss.values()).backward()
-            optimiser.step()
-            for name in active:
-                total[name] += loss[name].detach() * len(index) / len(y)
-        for name in active:
-            history[name].append(float(total[name]))
+        batches = torch.randperm(len(y), generator=order).split(batch_size)
+        for name, loss in _one_pass(active, source, y, batches, optimiser).items():
+            history[name].append(loss)
         active = {name: probe for name, probe in active.items()
                   if not _settled(history[name], tol, patience)}
         bar.set_postfix(active=len(active))
@@ -224,6 +237,22 @@ def _descend(linear, source, y, epochs, lr, momentum, batch_size, tol, patience,
         probe.requires_grad_(False)
     _check_learned(history, next(iter(linear.values())).out_features, lr)
     return history
+
+# %% ../nbs/04_probes.ipynb #13b04004
+def _one_pass(active, source, y, batches, optimiser):
+    "A step down for each batch; the mean loss of each probe that is active"
+    total = dict.fromkeys(active, 0.)
+    for index in batches:
+        f = source(index)
+        target = y[index].to(f["output"].device)
+        loss = {name: F.cross_entropy(probe(f[name].to(probe.weight.dtype)), target)
+                for name, probe in active.items()}
+        optimiser.zero_grad(set_to_none=True)       # no gradient, no step: some probes rest
+        sum(loss.values()).backward()
+        optimiser.step()
+        for name in active:
+            total[name] += loss[name].detach() * len(index) / len(y)
+    return {name: float(loss) for name, loss in total.items()}
 
 def _settled(losses, tol, patience):
     "Is the best loss of the last `patience` epochs hardly lower than the best before them?"
@@ -246,15 +275,16 @@ def held_out(
     hashes = np.array([hashlib.sha256(one.tobytes()).hexdigest() for one in x.cpu().numpy()])
     last = np.sort(hashes)[max(len(hashes) // 10, 1) - 1]
     if (hashes <= last).all():
-        raise ValueError(f"training inputs are all the same ({len(hashes)} of them); a tenth is held out to "
-                         "choose the penalty, so there must be at least two different ones")
+        raise ValueError(f"training inputs are all the same ({len(hashes)} of them); "
+                         "a tenth is held out to choose the penalty, "
+                         "so there must be at least two different ones")
     return torch.from_numpy(hashes <= last)
 
 # %% ../nbs/04_probes.ipynb #04prb022
 _BATCH = 2000
 
 class _Reading:
-    "Features of one layer, centred and scaled by one number, and the loss of classifying them"
+    "Features of one layer, centred and scaled by one number, to be told apart into classes"
     def __init__(self, source, name, y, classes, counts, held_out):
         self.source, self.name, self.y, self.classes = source, name, y, classes
         self.counts, self.held_out = counts, held_out
@@ -274,35 +304,36 @@ class _Reading:
             rows = slice(k, k + _BATCH)
             yield rows, self.source(rows)[self.name].to(self.dtype)
 
-    def zeros(self):
-        "Where to begin: every class as likely as any other; (K, D + 1), the bias last"
-        return self.mean.new_zeros(self.classes, self.mean.numel() + 1)
-
     def raw(self, w):
         "Weights and bias for the features as they are, from those for the scaled ones"
         weight, bias = w[:, :-1] / self.scale, w[:, -1]
         return weight.to(self.dtype), (bias - weight @ self.mean).to(self.dtype)
 
-    def right(self, w):
-        "For which inputs is the class right? (N,) bool"
-        weight, bias = self.raw(w)
-        return torch.cat([F.linear(f, weight, bias).argmax(-1).cpu() == self.y[rows]
-                          for rows, f in self.batches()])
+# %% ../nbs/04_probes.ipynb #13b04005
+def _loss(reading, w):
+    "Mean cross-entropy of the counted rows and its gradient by w, and that of the held out ones"
+    weight, bias = reading.raw(w)
+    loss, held, slope, residual = 0., 0., 0., 0.
+    for rows, f in reading.batches():
+        y, c = reading.y[rows].to(f.device), reading.counts[rows].to(f)
+        log_p = F.linear(f, weight, bias).log_softmax(-1)
+        losses = -log_p.gather(-1, y[:, None])[:, 0].double()
+        loss, held = loss + (c*losses).sum(), held + losses[reading.held_out[rows]].sum()
+        r = c[:, None]*(log_p.exp() - F.one_hot(y, reading.classes))
+        slope, residual = slope + (r.T @ f).double(), residual + r.sum(0).double()
+    slope = (slope - residual[:, None]*reading.mean) / reading.scale
+    gradient = torch.cat([slope, residual[:, None]], 1) / reading.total
+    return (loss/reading.total).item(), gradient, (held/reading.held_out.sum()).item()
 
-    def __call__(self, w):
-        "Mean cross-entropy of the counted rows and its gradient by w, and that of the held out ones"
-        weight, bias = self.raw(w)
-        loss, held, slope, residual = 0., 0., 0., 0.
-        for rows, f in self.batches():
-            y, c = self.y[rows].to(f.device), self.counts[rows].to(f)
-            log_p = F.linear(f, weight, bias).log_softmax(-1)
-            losses = -log_p.gather(-1, y[:, None])[:, 0].double()
-            loss, held = loss + (c*losses).sum(), held + losses[self.held_out[rows]].sum()
-            r = c[:, None]*(log_p.exp() - F.one_hot(y, self.classes))
-            slope, residual = slope + (r.T @ f).double(), residual + r.sum(0).double()
-        slope = (slope - residual[:, None]*self.mean) / self.scale
-        gradient = torch.cat([slope, residual[:, None]], 1) / self.total
-        return (loss/self.total).item(), gradient, (held/self.held_out.sum()).item()
+def _zeros(reading):
+    "Where to begin: every class as likely as any other; (K, D + 1), the bias last"
+    return reading.mean.new_zeros(reading.classes, reading.mean.numel() + 1)
+
+def _right_by(reading, w):
+    "For which inputs is the class right? (N,) bool"
+    weight, bias = reading.raw(w)
+    return torch.cat([F.linear(f, weight, bias).argmax(-1).cpu() == reading.y[rows]
+                      for rows, f in reading.batches()])
 
 # %% ../nbs/04_probes.ipynb #04prb057
 class _Valley:
@@ -329,7 +360,7 @@ def _optimum(reading, valley, start, penalty, tol):
     best = dict(w=start, gap=np.inf, passes=0, penalty=penalty)
     def objective(z):
         w = valley.stretch(z.detach(), penalty, -.5)
-        loss, gradient, held = reading(w)
+        loss, gradient, held = _loss(reading, w)
         total = loss + penalty/2*w.square().sum().item()
         slope = gradient + penalty*w
         gap = slope.square().sum().item()/(2*penalty)/total
@@ -357,7 +388,7 @@ PENALTIES = tuple(10**(-k/2) for k in range(2, 17))     # 0.1, 0.03, ... 1e-8
 
 def _path(reading, tol):
     "Weaker and weaker penalties, as long as that helps what is held out: the best, and all tried"
-    found, best, tried = dict(w=reading.zeros()), dict(held_out=np.inf), []
+    found, best, tried = dict(w=_zeros(reading)), dict(held_out=np.inf), []
     valley = _Valley(reading)
     for penalty in PENALTIES:
         found = _optimum(reading, valley, found["w"], penalty, 10*tol)
@@ -386,7 +417,8 @@ def train_probes(
     if not 0 < tol < 1:
         raise ValueError(f"tol must be a number between 0 and 1, got {tol!r}")
     pool = None if pool is None else _whole(pool, "pool", 1)
-    def fit(reading): return _path(reading, tol)
+    def fit(reading):
+        return _path(reading, tol)
     settings = dict(solver="L-BFGS", tol=tol, pool=pool, bootstrap=None)
     return _solve(model, layers, (x_train, y_train), (x_test, y_test), fit, settings, memory,
                   cache, progress)
@@ -427,7 +459,7 @@ def _solved(reading, fit, one, settings):
     single = torch.promote_types(one.dtype, torch.float32)
     weight, bias = (t.to(single) for t in reading.raw(found["w"]))
     told = dict(gap=found["gap"], penalty=found["penalty"], history=history)
-    told |= _shares(reading.right(found["w"]), reading.held_out)
+    told |= _shares(_right_by(reading, found["w"]), reading.held_out)
     return dict(weight=_unpooled(weight, one, settings["pool"]), bias=bias), told
 
 def _told(linear, told, tested, settings):
@@ -459,7 +491,8 @@ def _right(source, y):
 # %% ../nbs/04_probes.ipynb #04prb030
 def _sources(model, maps, x, pool, memory):
     "(layer, where its features come from), as many layers at a time as fit in memory"
-    def read(name, f): return _pooled(f, pool if name != "output" else None).flatten(1).clone()
+    def read(name, f):
+        return _pooled(f, pool if name != "output" else None).flatten(1).clone()
     sizes = {name: f.element_size()*len(x)*_pooled(f[None], pool).numel()
              for name, f in maps.items()}
     for group in _groups(sizes, memory):
@@ -535,13 +568,13 @@ def bootstrap_probes(
     cache=None,       # folder: every layer is kept there as it is solved
     progress=True,    # show a progress bar
 ):                    # Probes
-    """The same probes on another draw of the training set: as many inputs, with replacement. How far
-    their interactions are apart is the floor of every comparison at this layer"""
+    """The same probes on another draw of the training set: as many inputs, with replacement. How
+    far their interactions are apart is the floor of every comparison at this layer"""
     seed, settings = _whole(seed, "seed", 1), probes.settings
     if settings.get("solver") != "L-BFGS":
         raise ValueError("bootstrap_probes needs probes of train_probes, whose penalties it takes")
     def fit(reading):
         tol, penalty = settings["tol"], probes.penalty[reading.name]
-        return _optimum(reading, _Valley(reading), reading.zeros(), penalty, tol), []
+        return _optimum(reading, _Valley(reading), _zeros(reading), penalty, tol), []
     return _solve(model, list(probes.accuracy), (x_train, y_train), (x_test, y_test), fit,
                   settings | dict(bootstrap=seed), memory, cache, progress)

@@ -82,7 +82,7 @@ def test_relabelling_players_relabels_interactions(v, random):
 
 @given(arrays(np.float64, 16, elements=finite), st.integers(0, 4))
 def test_a_dummy_player_takes_part_in_nothing(v, position):
-    n, bit = 5, 1 << position
+    bit = 1 << position                                  # among five players
     wide = np.array([v[(T & bit - 1) | (T >> position + 1 << position)] for T in range(32)])
     for f in (and_interactions, or_interactions):
         close(f(wide)[[S for S in range(32) if S & bit]], np.zeros(16))
