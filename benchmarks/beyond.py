@@ -253,9 +253,9 @@ def run_planted():
 
 def run_image():
     rows = []
-    for side, n in ((8, 16), (4, 64)):
-        for k, layer in ((0, "block3"), (0, "output")):
-            some = [m for m in METHODS if n < 20 or m not in ("KernelSHAP-IQ", "ours, κ=0")]
+    for side, n, layers in ((4, 64, ("block3", "output")), (8, 16, ("block3", "output"))):
+        for k, layer in ((0, layer) for layer in layers):
+            some = [m for m in METHODS if m != "ours, κ=0" and (n < 20 or m != "KernelSHAP-IQ")]
             rows += compare(f"ResNet-20 {layer} n={n} #{k}", image(k, side, layer), n, 4000, some)
     return rows
 
