@@ -157,7 +157,7 @@ def _large(p, theta, nodes):
 
 # %% ../nbs/12_sampled.ipynb #0aef8071
 def _strongest(found, most):
-    return sorted(found, key=found.get, reverse=True)[:most]
+    return sorted(found, key=lambda S: (-float(f"{found[S]:.8g}"), S))[:most]     # ties: by name
 
 def _settle(p, lam, tol=1e-7):
     "The optimum over the columns at hand and all singles and pairs"
@@ -170,16 +170,17 @@ def _settle(p, lam, tol=1e-7):
 
 # %% ../nbs/12_sampled.ipynb #ac2c2d6b
 def _climb(T, u, price, theta, width=100):
-    "Sets of three and more that reach θ times their price, found by going up from pairs: set -> value"
-    X, u, n, found = T.astype(np.float32), u.astype(np.float32)/len(u), T.shape[1], {}
+    "Sets of three and more that reach θ times their price, on the way up from pairs: set -> value"
+    X, u, n, found = T.astype(float), u/len(u), T.shape[1], {}
     columns_of, sets = np.ascontiguousarray(X.T), [()]
-    inside, keep = np.ones((1, len(u)), np.float32), 4*width
+    inside, keep = np.ones((1, len(u))), 4*width
     for k in range(1, n + 1):
         g = np.abs((inside*u) @ X)/price[k]
         for row, S in zip(g, sets):
             row[list(S)] = 0
         larger = {}
-        for i in np.argsort(-g, axis=None)[:n if k == 1 else 3*keep]:
+        order = np.argsort(-np.round(g/theta, 6), axis=None, kind="stable")   # ties: by number
+        for i in order[:n if k == 1 else 3*keep]:
             of, b = divmod(int(i), n)
             if b in sets[of]:
                 continue
@@ -346,12 +347,13 @@ def _intervals(e, v, held, T):
     for at, w in zip(("half", "even"), _weights(T[held])):
         mse, one, two = (draws @ np.stack([w*e, w*v[held], w*v[held]**2], 1)/(draws @ w)[:, None]).T
         spread = np.maximum(two - one**2, 1e-300)
-        rmse, r2 = ([x[0], *np.quantile(x[1:], (.025, .975))] for x in (np.sqrt(mse), 1 - mse/spread))
+        rmse, r2 = ([x[0], *np.quantile(x[1:], (.025, .975))]
+                    for x in (np.sqrt(mse), 1 - mse/spread))
         rows.append([at, *rmse, *r2])
     return rows
 
 def _ends(sets, T, v):
-    "Error at ∅ and at N of a fit without that mask, with its 95 % interval; R² has no meaning there"
+    "Error at ∅ and at N of a fit without that mask, with its 95 % interval; no R² there"
     A, size, rows = columns(sets, T), T.sum(1), []
     for at, this in (("empty", size == 0), ("full", size == T.shape[1])):
         c, z = _fit(A[~this], v[~this], 1e-8)
@@ -374,7 +376,7 @@ def _light(p, sets, T, v, lam):
     return v.mean() - mean @ z, z
 
 def _refit(p, sets, T, v, held, score, lam):
-    "The lightest price that the held-out masks do not object to: (share of λ, their squared errors)"
+    "The largest price that the held-out masks do not object to: (share of λ, squared errors)"
     tried = []
     for share in (.1, .01, .001):
         c, z = _light(p, sets, T[~held], v[~held], share*lam)
@@ -390,7 +392,7 @@ def _one(T, v, kappa, nodes):
     with threadpool_limits(1, user_api="blas"):
         T = np.unpackbits(T[0], 1, count=T[1]).astype(bool)
         steps, s, p, factor, held, score = _extract(T, v, kappa, nodes)
-        sets = [("and", (i,)) for i in range(T.shape[1])]         # may come back, if that is simpler
+        sets = [("and", (i,)) for i in range(T.shape[1])]        # may come back, if that is simpler
         sets += [S for S, x in zip(p.sets, p.z) if x and len(S[1]) > 1]
         share, e = _refit(p, sets, T, v, held, score, s["lam"])
         c, z = _light(p, sets, T, v, share*s["lam"])
@@ -453,7 +455,8 @@ def _collected(answers, axes, shape, n):
     "The answers of all tables in one `Sampled`"
     def numbers(key): return np.array([a[key] for a in answers], float).reshape(shape)
     def frame(key, names):
-        rows = [(*at, *row) for at, a in _labelled(axes, _objects(answers, shape)) for row in a[key]]
+        rows = [(*at, *row) for at, a in _labelled(axes, _objects(answers, shape))
+                for row in a[key]]
         return pd.DataFrame(rows, columns=[*axes, *names])
     return Sampled(numbers("c"), _objects([a["terms"] for a in answers], shape), numbers("gap"),
                    numbers("factor") < 1.001, *map(numbers, ("factor", "r2", "lam")),
@@ -495,14 +498,14 @@ def _scores_of(v, T):
     axes |= {name: v[name].values.tolist() for name in axes if name in getattr(v, "coords", {})}
     flat = a.reshape(-1, len(T)).astype(float)
     for at, row in zip(np.ndindex(a.shape[:-1]), flat):
-        what = "not finite" if not np.isfinite(row).all() else "all equal" if not np.ptp(row) else ""
-        if what:
+        if not np.isfinite(row).all() or not np.ptp(row):
+            what = "not finite" if not np.isfinite(row).all() else "all equal"
             raise ValueError(f"the scores v{list(at)} are {what}: leave that table out")
     return flat, axes, a.shape[:-1]
 
 # %% ../nbs/12_sampled.ipynb #5a617d8d
 def sampled_interactions(
-    v,               # scores (..., M) of M masks: array, tensor, or DataArray, whose labels are kept
+    v,               # scores (..., M) of M masks: array, tensor or DataArray, whose labels are kept
     masks=None,      # (M, n) bool; default: the coordinate `masks` of v
     kappa=0.04,      # errors of this share of |v(x_N) - v(x_∅)| need not be explained (as in Eq. 5)
     nodes=10**7,     # sets that one search may look at before it gives up
@@ -528,8 +531,9 @@ def sparse_table(
     "The sets of all layers side by side, 0 where a layer has none; OR of one player is its AND"
     missing = {"layer", "kind", "players", "value"} - set(frame.columns)
     if missing or not len(frame):
-        raise ValueError(f"the frame of interactions has no {', '.join(sorted(missing)) or 'rows'}; "
-                         "Sampled.to_dataframe() of labelled scores (sample, layer, mask) gives one")
+        lacks = ", ".join(sorted(missing)) or "rows"
+        raise ValueError(f"the frame of interactions has no {lacks}; Sampled.to_dataframe() of "
+                         "labelled scores (sample, layer, mask) gives one")
     f = frame if "sample" in frame else frame.assign(sample=0)
     kinds = f.kind.where(f.players.map(len) > 1, "and")
     keys = [list(dict.fromkeys(k)) for k in (f["sample"], f.layer, zip(kinds, f.players))]
