@@ -227,7 +227,7 @@ def _read_out(s, model, data, progress):
     "A control: a network that has learned nothing but to read its own last layer"
     last = s["layers"][-2]
     probes = train_probes(model, [last], data.x_train, data.y_train, data.x_test, data.y_test,
-                          memory=s["probe_memory"]*2**30, progress=progress)
+                          tol=s["probe_tol"], memory=s["probe_memory"]*2**30, progress=progress)
     model.get_submodule("output").load_state_dict(probes[last].state_dict())
     return [dict(train=probes.accuracy[last]["train"], test=probes.accuracy[last]["test"])]
 

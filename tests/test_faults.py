@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch, xarray as xr
 
 from layerwise_knowledge import experiments as ex, files, models, plots, scores
-from layerwise_knowledge.probes import Probes
+from layerwise_knowledge.probes import Probes, _tensors
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(noise_samples=2, draws=2, attributed=2)
@@ -193,7 +193,7 @@ def loaded(step, path):
         return [t.numpy() for t in model.state_dict().values()] + [json.dumps(story)]
     if step == "probes":
         probes = Probes.load(path)
-        return [t.numpy() for t in probes._tensors().values()] + [str(probes)]
+        return [t.numpy() for t in _tensors(probes).values()] + [str(probes)]
     if step == "checkpoint":
         state = models._load_checkpoint(path, {})
         return [t.numpy() for t in state["model"].values()]
