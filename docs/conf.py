@@ -32,6 +32,6 @@ def read(text):
         if c.cell_type == "code": c.source = "\n".join(l for l in c.source.split("\n") if not l.startswith("#|"))
     nb.cells = [c for c in nb.cells if c.source.strip()]
     if any(c.source.startswith("# Layerwise change of knowledge") for c in nb.cells):
-        tocs = [("Chapters", "", "\n".join(CHAPTERS + ["report"])), ("Figures", ":glob:", "figures/*"), ("Appendix", ":glob:", "appendix/*")]
+        tocs = [("Chapters", "", "\n".join(CHAPTERS + ["report"])), ("Examples", ":glob:", "examples/*"), ("Figures", ":glob:", "figures/*"), ("Appendix", ":glob:", "appendix/*")]
         nb.cells += [nbformat.v4.new_markdown_cell(TOC.format(caption=c, glob=g, entries=e)) for c, g, e in tocs]
     return nb

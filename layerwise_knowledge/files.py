@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write', 'sweep', 'lock', 'sealed', 'unsealed', 'save_table', 'load_table', 'content', 'save_tensors', 'load_story',
-           'load_tensors', 'compare']
+           'load_tensors', 'compare', 'kept', 'part']
 
 # %% ../nbs/appendix/files.ipynb #d2d72d40
 import hashlib
@@ -195,3 +195,36 @@ def compare(
             raise ValueError(f"{path} was made from another {name} (sha256 {told[:12]}…) than "
                              f"{where} holds ({found[:12]}…): put the {name} back that it was made "
                              f"from, or delete {path} and what was made from it, and run again")
+
+# %% ../nbs/appendix/files.ipynb #f11e0002
+def kept(
+    path: Path,    # where the result is kept
+    make,          # () -> result
+    save,          # (result, path)
+    load,          # (path) -> result; ValueError if a bit of it has changed
+    scratch=None,  # what making it leaves behind, removed once the result is there
+):                 # the result, always as loaded from its file
+    "Make a result once, one process at a time; afterwards load it"
+    if not path.exists() or (scratch and scratch.exists()):
+        with lock(path):
+            if not path.exists():
+                sweep(path.parent)
+                save(make(), path)
+            if scratch and scratch.is_dir():
+                shutil.rmtree(scratch)
+            elif scratch:
+                scratch.unlink(missing_ok=True)
+    return load(path)
+
+def part(
+    path,       # of the part's file
+    make,       # () -> xarray Dataset
+    made_from,  # name -> sha256 of what goes into it
+):              # the Dataset, always as loaded from its file
+    "One part of a long step, made once; ValueError if the one that is there was made from other things"
+    if not path.exists():
+        save_table(make().assign_attrs(made_from=json.dumps(made_from)), path)
+    found = load_table(path)
+    compare(path, json.loads(found.attrs["made_from"]),
+            {name: (sha, f"the {name} here") for name, sha in made_from.items()})
+    return found.drop_attrs(deep=False)

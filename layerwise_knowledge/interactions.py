@@ -128,7 +128,9 @@ def superset_sum(
 def or_interactions(
     v,  # scores v_or(x_T), shape (..., 2**n)
 ):      # I_or(S), same shape, dtype and device; 0 at the empty set
-    "OR interaction of every coalition (Def. 3.2, Eq. 2)"
+    """OR interaction of every coalition (Def. 3.2, Eq. 2)
+
+    Raises ValueError for a table that is not 2**n long or not finite."""
     out = -_butterfly(_table(v).flip(-1), _subtract)
     out[..., 0] = 0
     return _like(out, v)
@@ -138,7 +140,9 @@ def reconstruct(
     i_and,  # I_and(S), shape (..., 2**n)
     i_or,   # I_or(S), same shape
 ):          # v(x_T) for every T, same shape
-    "The scores that a set of AND and OR interactions explains (Theorem 3.3)"
+    """The scores that a set of AND and OR interactions explains (Theorem 3.3)
+
+    Raises ValueError where the two do not have one shape, 2**n long, or are not finite."""
     a, o = _pair(i_and, i_or)
     missed = _butterfly(o, _add_below).flip(-1)
     return _like(_butterfly(a, _add_below) + o.sum(-1, keepdim=True) - missed, i_and)
@@ -159,7 +163,9 @@ def shapley_values(
     i_and,  # I_and(S), shape (..., 2**n)
     i_or,   # I_or(S), same shape
 ):          # φ(i), shape (..., n)
-    "Shapley value of every player, from its interactions (App. B); they sum to v(x_N) - v(x_∅)"
+    """Shapley value of every player, from its interactions (App. B); they sum to v(x_N) - v(x_∅)
+
+    Raises ValueError where the two do not have one shape, 2**n long, or are not finite."""
     a, o = _pair(i_and, i_or)
     n = n_players(a)
     shared = (a + o) / orders(n).clamp(min=1).to(a)

@@ -282,7 +282,10 @@ def layer_metrics(
     reference=None,   # a layer's name, or "next" (default: the last layer, the output)
     literal=False,    # Eq. 7 as printed
 ) -> xr.Dataset:  # (layer, kind, order)
-    "`sample_metrics` averaged over samples; `*_left_out` counts the samples whose ratio is undefined"
+    """`sample_metrics` averaged over samples (Eqs. 6-10): strengths in units of a normalised layer,
+    ratios between 0 and 1; `*_left_out` counts the samples whose ratio is undefined
+
+    Raises ValueError for a table without labels, or whose layers cannot be compared."""
     per_sample = sample_metrics(i, tau, reference, literal)
     m = per_sample.map(_mean)
     for ratio in ("completeness", "redundancy"): m[f"{ratio}_left_out"] = per_sample[ratio].isnull().sum("sample")

@@ -68,7 +68,9 @@ def mean_baseline(
 
 # %% ../nbs/02_players.ipynb #9e69f76a
 class Players:
-    "Who owns which input variable; the two classes below only build the map"
+    """Who owns which input variable (Section 2); the two classes below only build the map
+
+    Raises ValueError for a map without players, with gaps in their numbers or other names."""
     def __init__(self,
         owner,       # int64, shaped like one input: player 0..n-1, -1 nobody (stays visible), -2 nobody (always masked)
         names=None,  # one label a player

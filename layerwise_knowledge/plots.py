@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'CYCLE', 'MARKERS', 'DASHES', 'PRINTED', 'theme', 'printed', 'save', 'strengths',
-           'layer_changes', 'by_order', 'boxes_by_order', 'destinies', 'interaction_map', 'kappa_sensitivity',
-           'attributions', 'certificates']
+           'layer_changes', 'by_order', 'boxes_by_order', 'destinies', 'interaction_map', 'interaction_rows',
+           'kappa_sensitivity', 'attributions', 'certificates']
 
 # %% ../nbs/09_plots.ipynb #a181e087
 import io, re, textwrap
@@ -438,6 +438,54 @@ def interaction_map(
     fig.suptitle(title, fontsize=8)
     _note(fig, f"{_players(i)}", "%: test accuracy" if accuracy is not None else "", r"filled: $|I_l(S)|>\tau_l$; below: $I_l(S)$; bars: every order")
     return fig
+
+# %% ../nbs/09_plots.ipynb #09row002
+def _row_cells(ax, i, omega, sets):
+    "A cell for each interaction and layer: filled where it is salient, with its strength"
+    for r, (destiny, kind, S) in enumerate(sets):
+        for c, l in enumerate(i.layer.values):
+            here = dict(layer=l, kind=kind, subset=S)
+            on, colour = bool(omega.sel(here)), _DESTINY[destiny]
+            ax.add_patch(mpl.patches.Rectangle(
+                (c - .46, r - .42), .92, .84, facecolor=colour if on else "none", alpha=.55 if on else 1,
+                edgecolor=colour if on else "0.45", lw=.6, ls="-" if on else (0, (1, 1.5))))
+            strength = f"{round(float(i.sel(here)), 2) + 0:+.2f}".replace("-", "−")
+            ax.text(c, r, strength, ha="center", va="center", fontsize=7, color="k" if on else "0.5")
+    ax.set(xlim=(-.5, i.sizes["layer"] - .5), ylim=(len(sets) - .5, -.5))
+
+@_figure
+def interaction_rows(
+    i,              # interactions of one sample (layer, kind, subset), normalised
+    names,          # of the players
+    tau=None,       # τ (layer) from all samples (default: from this one)
+    sets=None,      # (destiny, kind, subset) to show (default: destinies(i, tau))
+    accuracy=None,  # layer -> test accuracy of its probe
+    title="",
+):  # figure
+    "Fig. 1 without a picture: one input's strongest interactions through the layers"
+    i, tau = _one_sample(i), threshold(i) if tau is None else tau
+    sets = _some(destinies(i, tau, 4, 1) if sets is None else sets, "sets")
+    omega, layers, n = salient(i, tau), i.layer.values, int(i.order.max())
+    labels = [f"{d}: {_set_label(k, S, n, names, 36)}" for d, k, S in sets]
+    height = .2 * sum(label.count("\n") + 1 for label in labels) + .1 * len(labels)
+    fig, (ax, bx) = plt.subplots(2, 1, figsize=(PAGE, height + 1.7), height_ratios=[height, .9])
+    _row_cells(ax, i, omega, sets)
+    heads = [_layer_head(l, accuracy) for l in layers]
+    ax.xaxis.tick_top()
+    ax.set_xticks(range(len(layers)), heads)
+    ax.set_yticks(range(len(sets)), labels)
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    _fates(bx, i, omega)
+    bx.set_ylabel("salient\ninteractions")
+    handles = [mpl.patches.Patch(color=_DESTINY[d], label=s) for d, s in _FATES.items()]
+    fig.legend(handles=handles, loc="outside lower left", ncols=3)
+    fig.suptitle(title, fontsize=8)
+    _note(fig, _players(i), r"filled: $|I_l(S)|>\tau_l$; bars: every order")
+    return fig
+
+def _layer_head(l, accuracy):
+    return f"{l}\n{100 * float(accuracy[l]):.1f} %" if accuracy is not None and l in accuracy else l
 
 # %% ../nbs/09_plots.ipynb #b64382a4
 @_figure

@@ -371,7 +371,7 @@ def _path(reading, tol):
 def train_probes(
     model,            # a trained network; it is not changed
     layers,           # names of its layers; "output" needs no probe, only its accuracy is noted
-    x_train, y_train, # the training set the network had
+    x_train, y_train, # the training set the network had: (N, ...) and (N,)
     x_test, y_test,   # for the test accuracy
     tol=1e-4,         # certified relative gap at which an optimum counts as found
     pool=None,        # average the maps of a convolution to this many features per layer
@@ -380,7 +380,9 @@ def train_probes(
     progress=True,    # show a progress bar
 ):                    # Probes
     """The best linear classifier of every layer's features (Section 3.1): multinomial logistic
-    regression, its L2 penalty chosen on a tenth of the training set that it does not see"""
+    regression, its L2 penalty chosen on a tenth of the training set that it does not see
+
+    Raises ValueError for data that the network cannot run, and for a probe that is not solved."""
     if not 0 < tol < 1:
         raise ValueError(f"tol must be a number between 0 and 1, got {tol!r}")
     pool = None if pool is None else _whole(pool, "pool", 1)
