@@ -8,9 +8,11 @@ __all__ = ['OR_OF', 'REPORT_HEAD', 'figure_notebooks', 'chosen_figures', 'checke
 
 # %% ../nbs/10_cli.ipynb #d9d89c2e
 import argparse, os, sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import xarray as xr
+from joblib import parallel_config
 
 from . import datasets, metrics
 from . import experiments as ex
@@ -122,11 +124,27 @@ def score(args):
     print(REPORT_HEAD)
     for d, n, s in _chosen(args): print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
+@contextmanager
+def _workers(address):
+    "Extractions go to the workers of a dask cluster, if there is an address"
+    if address is None:
+        yield
+        return
+    from distributed import Client
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, TimeoutError, ValueError) as e:
+        raise RuntimeError(f"no dask scheduler answers at {address} ({type(e).__name__}); start one "
+                           "with `dask scheduler` and workers with `dask worker ADDRESS`") from None
+    with client, parallel_config(backend="dask"):
+        yield
+
 def reproduce(args):
     "make everything that the figures and the report draw from, and put what is small into data/results"
-    for d, n, s in _chosen(args):
-        ex.everything(s, not args.quiet)
-        print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
+    with _workers(args.dask):
+        for d, n, s in _chosen(args):
+            ex.everything(s, not args.quiet)
+            print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
 
 
 # %% ../nbs/10_cli.ipynb #eab06d49
@@ -172,6 +190,8 @@ def parser() -> argparse.ArgumentParser:
             c.add_argument("figures", nargs="*", help="figures by the paper's number, as in fig03 (default: all)")
             c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
         else: c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
+        if f is reproduce:
+            c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask scheduler extract, as in tcp://host:8786")
         usual = "paper" if f in (figures, report) else "quick"
         c.add_argument("--profile", default=usual, help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: {usual})")
         c.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -263,7 +263,8 @@ def score_table(
     progress=True,     # show a progress bar
     sample=None,       # labels of the inputs on the sample axis; default 0, 1, 2, ...
     max_players=20,    # refuse more players than this
-):                     # xarray.DataArray "v" (sample, layer, subset), float32
+    masks=None,        # (M, n) bool: score only these masks, however many players (see sampled.masks)
+):                     # xarray.DataArray "v" (sample, layer, subset), or (sample, layer, mask), float32
     """v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one
     forward pass (Eq. 5)
 
@@ -273,18 +274,23 @@ def score_table(
     games = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
     batch_size = _batch_size(model, batch_size)
     used = _check_request(x, games, layers, probes, baseline, sample)
-    tolerance = _check_network(model, x, y, games, layers, used, baseline, batch_size, max_players)
-    table = torch.empty(len(x), len(layers), 1 << games[0].n)
+    T = _chosen_masks(masks, games[0].n)
+    tolerance = _check_network(model, x, y, games, layers, used, baseline, batch_size,
+                               max_players if T is None else None)
+    table = torch.empty(len(x), len(layers), 1 << games[0].n if T is None else len(T))
     passes, parts = len(x) * -(-table.shape[-1] // batch_size), [model, *used.values()]
     with _scorer(model, layers, used) as score, \
          tqdm(total=passes, desc="scores", unit="batch", disable=not progress) as bar:
         for k, v in enumerate(table):
             one = _to_model(model, x[k])
-            v.copy_(_all_scores(score, one, y[k], games[k], baseline, batch_size, bar))
-            ends = masked(one, baseline, games[k].owner, [0, table.shape[-1] - 1])
+            v.copy_(_all_scores(score, one, y[k], games[k], baseline, batch_size, bar, T))
+            if T is None:
+                ends = masked(one, baseline, games[k].owner, [0, table.shape[-1] - 1])
+            else:
+                ends = _by_masks(one, baseline, games[k].owner, T[[0, -1]])
             _check_ends(score, ends, y[k], v, tolerance, f"sample {sample[k]}", parts)
     _check_scores(table, sample, layers)
-    return _labelled(table, y, games, layers, probes, sample)
+    return _labelled(table, y, games, layers, probes, sample, T)
 
 # %% ../nbs/03_scores.ipynb #a0c6daba
 @contextmanager
@@ -307,10 +313,14 @@ def _batch_size(model, batch_size):
     if batch_size is not None: return _whole(batch_size, "batch_size", 1)
     return 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
 
-def _all_scores(score, x, y, game, baseline, batch_size, bar):
+def _all_scores(score, x, y, game, baseline, batch_size, bar, T):
     "The scores of one sample, a batch of its masked inputs at a time"
+    if T is None:
+        inputs = (x_T for _, x_T in masked_batches(x, game, baseline, batch_size, game.n))
+    else:
+        inputs = (_by_masks(x, baseline, game.owner, part) for part in T.split(batch_size))
     batches = []
-    for _, x_T in masked_batches(x, game, baseline, batch_size, game.n):
+    for x_T in inputs:
         batches.append(score(x_T, y))
         bar.update()
     return torch.cat(batches, -1)
@@ -360,7 +370,8 @@ def _check_network(model, x, y, games, layers, probes, baseline, batch_size, max
     here = _to_model(model, x[:1])
     held = max(f.nbytes for f in (here, *one.values())) * 2 + here.nbytes        # in, out, masked
     batch = min(batch_size, 1 << games[0].n) * held * (here.device.type == "cpu")
-    check_size(games[0].n, here[0], len(x) * len(layers), max_players, batch)
+    if max_players is not None:
+        check_size(games[0].n, here[0], len(x) * len(layers), max_players, batch)
     for game in games: _fitted(here[0], baseline, game.owner)
     weights = [w for module in (model, *probes.values()) for w in module.parameters()]
     return _tolerance(*weights, *one.values())
@@ -386,17 +397,41 @@ def _check_scores(table, sample, layers):
                          "does the network return NaN for these inputs? Of a probability of 0 or 1 "
                          "there are no log-odds: return p.clip(1e-6, 1 - 1e-6)")
 
-def _labelled(table, y, games, layers, probes, sample):
+def _labelled(table, y, games, layers, probes, sample, T):
     "The table with its labels; the players' names go along as JSON, to draw it without its data"
     accuracy = getattr(probes, "accuracy", {})
     names = [getattr(game, "names", [str(p) for p in range(game.n)]) for game in games]
     coords = dict(
-        sample=sample, layer=layers, subset=np.arange(table.shape[-1]),
+        sample=sample, layer=layers,
         y=("sample", y.cpu().numpy()), players=("sample", [json.dumps(n) for n in names]),
-        accuracy=("layer", [accuracy.get(name, {}).get("test", np.nan) for name in layers]),
-        order=("subset", orders(games[0].n).numpy()))
-    return xr.DataArray(table.numpy(), coords, ("sample", "layer", "subset"), name="v",
+        accuracy=("layer", [accuracy.get(name, {}).get("test", np.nan) for name in layers]))
+    if T is None:
+        last = dict(subset=np.arange(table.shape[-1]), order=("subset", orders(games[0].n).numpy()))
+    else:
+        last = dict(masks=("mask", ["".join(map(str, row)) for row in T.int().tolist()]))
+    axis = "subset" if T is None else "mask"
+    return xr.DataArray(table.numpy(), coords | last, ("sample", "layer", axis), name="v",
                         attrs=dict(long_name="log-odds of class y", n_players=games[0].n))
+
+# %% ../nbs/03_scores.ipynb #03msk002
+def _chosen_masks(masks, n):
+    "The masks as a tensor, or one sentence on why they cannot be scored"
+    if masks is None:
+        return None
+    T = _numbers(masks, "masks").cpu()
+    if T.ndim != 2 or T.shape[1] != n or not len(T):
+        raise ValueError(f"masks must say for each of the {n} players whether it is present, shape "
+                         f"(M, {n}); got {tuple(T.shape)}")
+    if not ((T == 0) | (T == 1)).all():
+        raise ValueError(f"masks must be yes or no, True or False; got other numbers of {T.dtype}")
+    return T.bool()
+
+def _by_masks(x, baseline, owner, T):
+    "x_T for every mask of T (B, n)"
+    x, baseline, owner = _fitted(x, baseline, owner)
+    T = T.to(x.device)
+    never, always = torch.zeros_like(T[:, :1]), torch.ones_like(T[:, :1])
+    return torch.where(torch.cat([T, never, always], 1)[:, owner], x, baseline)
 
 # %% ../nbs/03_scores.ipynb #03net002
 def packed(

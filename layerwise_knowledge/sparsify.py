@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -106,6 +107,11 @@ def _one_thread():
     finally:
         torch.set_num_threads(threads)
 
+def _at_a_time(threads):
+    "How many tables at a time: None, joblib's word, where the caller has told it where to work"
+    backend, jobs = get_active_backend()
+    return threads if jobs is None and type(backend).__name__ == "LokyBackend" else None
+
 def _solve_named(place, *table):
     "One table; if it cannot be solved, its place among the others goes with the reason"
     try:
@@ -119,9 +125,9 @@ def _solve_alone(*table):
     with threadpool_limits(1, user_api="blas"):
         return _solve_named(*table)
 
-def _solve_side_by_side(places, v, k, guess, rule, processes):
+def _solve_side_by_side(places, v, k, guess, rule, threads):
     "z and two bounds of each table; several at a time where that is worth the processes' start"
-    tables = zip(places, v, k, guess, [rule]*len(v))
+    tables, processes = zip(places, v, k, guess, [rule]*len(v)), _at_a_time(threads)
     if processes == 1 or v.size < 2**14:
         return (_solve_named(*table) for table in tables)
     jobs = (delayed(_solve_alone)(*table) for table in tables)
@@ -173,6 +179,15 @@ def _single_as_and(z):
     z[:, 1, single] = 0
     return z
 
+# %% ../nbs/01_sparsify.ipynb #01msk002
+def _of_masks(v, masks, kappa, tol, prefer, progress):
+    "Interactions from sampled masks, by a program of their own"
+    if tol != 1e-3 or prefer != "low":
+        raise ValueError("with masks= the simplest interactions are searched for as far as can be "
+                         "proven; leave tol and prefer out")
+    from layerwise_knowledge.sampled import sampled_interactions
+    return sampled_interactions(v, masks, kappa, progress=progress)
+
 # %% ../nbs/01_sparsify.ipynb #f6de9c56
 def sparsify(
     v,               # scores v(x_T), (..., 2**n) tensor or array; half precision gives float32
@@ -181,11 +196,14 @@ def sparsify(
     tol=1e-3,        # a table has converged when its gap is at most this; changes no answer
     prefer="low",    # which optimum: "low" orders, "high" orders, "even": least sum of squares
     progress=False,  # show a progress bar
-) -> Sparsified:
+    masks=None,      # (M, n) bool: v holds the scores of these masks only, (..., M)
+) -> Sparsified:     # with masks: sampled.Sampled
     """The simplest of the sparsest AND-OR interactions of every table (Eq. 5): certified, unique
 
     The same in any batch. ValueError for tables that are not finite or not 2**n long, and for
     wrong `kappa`, `tol` or `prefer`. Gradients do not pass."""
+    if masks is not None:
+        return _of_masks(v, masks, kappa, tol, prefer, progress)
     _check_memory(v)
     t = _table(v)
     if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < math.inf:

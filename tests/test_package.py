@@ -3,7 +3,7 @@ import subprocess, sys
 
 import pytest
 
-EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest"]
+EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest", "numba"]
 USE = """
 import sys
 from importlib.machinery import PathFinder
@@ -14,7 +14,11 @@ sys.path.insert(0, {site!r})
 import layerwise_knowledge, pkgutil, importlib
 assert layerwise_knowledge.__file__.startswith({site!r}), layerwise_knowledge.__file__
 for m in pkgutil.iter_modules(layerwise_knowledge.__path__):
-    if m.name != "_modidx": importlib.import_module(f"layerwise_knowledge.{{m.name}}")
+    if m.name not in ("_modidx", "pricing"): importlib.import_module(f"layerwise_knowledge.{{m.name}}")
+
+try: importlib.import_module("layerwise_knowledge.pricing")
+except ImportError as e: assert "layerwise-knowledge[sampled]" in str(e), e
+else: assert False, "pricing needs numba"
 
 import torch, torchvision
 from layerwise_knowledge.players import PatchPlayers, mean_baseline
