@@ -384,7 +384,7 @@ def _new_scores(s, parts, progress):
               for k in bar]
     v = xr.concat(tables, "sample", coords="minimal", compat="override")
     v = v.copy(data=np.round(v.values*2**12)/2**12)       # far below any κ, and half the bytes
-    v = v.rename(y="target").assign_coords(y=("sample", y.numpy()))
+    v = v.drop_encoding().rename(y="target").assign_coords(y=("sample", y.numpy()))
     dims = ("sample", "channel", "row", "column")[:x.ndim]
     story = provenance(s, "scores", made_from, data) | made_by(about, probes)
     return xr.Dataset(dict(v=v, x=(dims, x.numpy())),

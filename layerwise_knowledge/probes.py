@@ -101,7 +101,8 @@ class _Features:
         if sum(f.nbytes for f in one.values()) * len(x) > memory:
             return
         kept = {name: f.new_empty(len(x), f.shape[1]) for name, f in one.items()}
-        for index in torch.arange(len(x)).split(batch_size):
+        order = getattr(model, "order", lambda x: torch.arange(len(x)))(x)
+        for index in order.split(batch_size):
             for name, f in self._forward(index).items():
                 kept[name][index] = f
         self.kept = kept

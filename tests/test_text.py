@@ -1,0 +1,321 @@
+"""Sentences: words of three kinds of tokenizers, networks of Hugging Face, one sentence for the rest."""
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers        # noqa: E402
+
+import layerwise_knowledge as lk                                           # noqa: E402
+from layerwise_knowledge import text                                       # noqa: E402
+from layerwise_knowledge.interactions import reconstruct                   # noqa: E402
+from layerwise_knowledge.players import masked                             # noqa: E402
+from layerwise_knowledge.scores import features, log_odds                  # noqa: E402
+
+CORPUS = ["it 's not a bad film at all", "the naïve café isn't good , truly", "a great film !"]
+SENTENCES = ["it 's not a bad film", "the café isn't good , truly"]
+
+
+# ---- small tokenizers of three kinds -----------------------------------------------------------
+
+def trained(model, trainer, before, special):
+    "A tokenizer's model, trained on the corpus, as JSON"
+    made = Tokenizer(model)
+    made.pre_tokenizer = before
+    made.train_from_iterator(CORPUS * 20, trainer(special_tokens=special, show_progress=False))
+    return json.loads(made.to_str())["model"]
+
+
+def wordpiece():
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made = trained(models.WordPiece(unk_token="[UNK]"),
+                   lambda **k: trainers.WordPieceTrainer(vocab_size=60, **k),
+                   pre_tokenizers.BertPreTokenizer(), special)
+    return transformers.BertTokenizer(vocab=made["vocab"])
+
+
+def byte_pair():
+    made = trained(models.BPE(), lambda **k: trainers.BpeTrainer(
+        vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **k),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    return transformers.RobertaTokenizer(vocab=made["vocab"], merges=list(map(tuple, made["merges"])))
+
+
+def sentence_piece():
+    special = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>"]
+    made = trained(models.Unigram(), lambda **k: trainers.UnigramTrainer(
+        vocab_size=50, unk_token="<unk>", **k), pre_tokenizers.Metaspace(), special)
+    return transformers.XLNetTokenizer(vocab=list(map(tuple, made["vocab"])), unk_id=0)
+
+
+TOKENIZERS = {f.__name__: f() for f in (wordpiece, byte_pair, sentence_piece)}
+each_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
+
+
+def network(name="bert", labels=2, seed=0):
+    "The real class with a small random configuration"
+    tokenizer = TOKENIZERS[KINDS[name]]
+    more = {"bert": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=32, max_position_embeddings=64),
+            "distilbert": dict(dim=24, n_layers=2, n_heads=2, hidden_dim=32,
+                               max_position_embeddings=64),
+            "roberta": dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+                            intermediate_size=32, max_position_embeddings=66),
+            "xlnet": dict(d_model=24, n_layer=2, n_head=2, d_inner=32)}[name]
+    config = transformers.AutoConfig.for_model(
+        name, vocab_size=len(tokenizer), num_labels=labels, pad_token_id=tokenizer.pad_token_id,
+        **more)
+    torch.manual_seed(seed)
+    return transformers.AutoModelForSequenceClassification.from_config(config).eval(), tokenizer
+
+
+KINDS = dict(bert="wordpiece", distilbert="wordpiece", roberta="byte_pair", xlnet="sentence_piece")
+each_network = pytest.mark.parametrize("name", KINDS)
+BLOCK = dict(bert="bert.encoder.layer.1", distilbert="distilbert.transformer.layer.1",
+             roberta="roberta.encoder.layer.1", xlnet="transformer.layer.1")
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+@each_tokenizer
+def test_a_word_owns_its_pieces_and_a_hidden_one_becomes_masks(name):
+    tokenizer = TOKENIZERS[name]
+    rule = lk.words(tokenizer)
+    for sentence in SENTENCES:
+        (x,), how, (game,) = rule.packed([sentence])
+        words, width = sentence.split(), how["entries"][0][2][0]
+        at = [k for k, _, _ in how["entries"]].index("input_ids") * width
+        ids, owner = x[0, at:at + width], game.owner[at:at + width]
+        assert game.names == words and game.n == len(words)
+        assert ids.tolist() == tokenizer(sentence)["input_ids"]
+        assert (owner < 0).sum() == tokenizer.num_special_tokens_to_add()
+        assert (game.owner >= 0).sum() == (owner >= 0).sum()          # masks belong to nobody
+        for p, word in enumerate(words):                              # its letters, nobody else's
+            found = tokenizer.decode(ids[owner == p]).replace("##", "").replace(" ", "")
+            assert plain(found) == plain(word) or tokenizer.unk_token in found
+        b = text.hidden_by(rule, "mean", how)
+        for T in (0, 5, (1 << len(words)) - 1):
+            seen = masked(x[0], b, game.owner, [T])[0]
+            hidden = torch.tensor([o >= 0 and not T >> o & 1 for o in owner.tolist()])
+            assert (seen[at:at + width][hidden] == tokenizer.mask_token_id).all()
+            assert torch.equal(seen[at:at + width][~hidden], ids[~hidden])
+            assert torch.equal(torch.cat([seen[:at], seen[at + width:]]),
+                               torch.cat([x[0, :at], x[0, at + width:]]))
+
+
+def plain(word):
+    return word.lower().replace("é", "e").replace("ï", "i")
+
+
+@each_tokenizer
+def test_words_beyond_n_stay(name):
+    game = lk.words(TOKENIZERS[name], n=3)(SENTENCES[0])
+    whole = lk.words(TOKENIZERS[name])(SENTENCES[0])
+    assert game.names == SENTENCES[0].split()[:3]
+    assert torch.equal(game.owner, whole.owner.where(whole.owner < 3, -1))
+
+
+def test_blanks_do_not_matter():
+    rule = lk.words(TOKENIZERS["wordpiece"])
+    a, b = rule("a  great\tfilm \n"), rule("a great film")
+    assert a.names == b.names and torch.equal(a.owner, b.owner)
+
+
+# ---- networks ----------------------------------------------------------------------------------
+
+@each_network
+def test_padding_changes_nothing_and_layers_are_means_over_pieces(name):
+    model, tokenizer = network(name)
+    sentences = [*CORPUS, "a film"]
+    (x,), how, _ = lk.words(tokenizer, n=2).packed(sentences)
+    wrapped = text.TextNetwork(model, how, torch.empty(0, dtype=torch.int64))
+    layers = [*wrapped.usual(), BLOCK[name]]
+    assert wrapped.usual() == ["hidden0", "hidden1", "hidden2"]
+    for rows in (slice(0, 4), slice(3, 4)):
+        with torch.no_grad(), features(wrapped, [*layers, "output"]) as f:
+            wrapped(x[rows])
+        for k, sentence in enumerate(sentences[rows]):
+            found = tokenizer(sentence, return_tensors="pt", return_special_tokens_mask=True)
+            inside = found.pop("special_tokens_mask")[0] == 0
+            if name == "distilbert":
+                found.pop("token_type_ids", None)
+            with torch.no_grad():
+                alone = model(**found, output_hidden_states=True)
+            torch.testing.assert_close(f["output"][k], alone.logits[0], rtol=1e-4, atol=1e-5)
+            for l, state in enumerate(alone.hidden_states):
+                torch.testing.assert_close(f[f"hidden{l}"][k], state[0, inside].mean(0),
+                                           rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(f[BLOCK[name]], f["hidden2"], rtol=1e-4, atol=1e-5)
+
+
+@each_network
+def test_the_whole_way(name):
+    model, tokenizer = network(name)
+    generator = np.random.default_rng(0)
+    words = " ".join(CORPUS).split()
+    train = [" ".join(generator.choice(words, generator.integers(2, 9))) for _ in range(60)]
+    y = np.array([s.count("a") % 2 for s in train])
+    x = ["not a bad film", "a great film !"]
+    k = lk.track(model, x, players=lk.words(tokenizer), layers=["hidden1", BLOCK[name]],
+                 train=(train, y), progress=False)
+    assert k.scores.layer.values.tolist() == ["hidden1", BLOCK[name], "output"]
+    assert k.players[0].names == x[0].split() and float(k.gap.max()) <= 1e-2
+    i = k.interactions.astype(float)
+    explained = reconstruct(i.sel(kind="and").values, i.sel(kind="or").values)
+    assert (abs(explained - k.scores.values) <= k.data.kappa.values[..., None] + 1e-5).all()
+    for s, sentence in enumerate(x):                               # by hand, one word hidden
+        found = tokenizer(sentence, return_tensors="pt")
+        pieces = (k.players[s].owner == 3).nonzero()[:, 0]
+        width = k.told["how"]["entries"][0][2][0]
+        names = [e[0] for e in k.told["how"]["entries"]]
+        at = pieces - names.index("input_ids") * width - (width - found["input_ids"].shape[1]) * \
+            (tokenizer.padding_side == "left")
+        found["input_ids"][0, at] = tokenizer.mask_token_id
+        if name == "distilbert":
+            found.pop("token_type_ids", None)
+        with torch.no_grad():
+            v = log_odds(model(**found).logits[0], k.data.y.values[s])
+        np.testing.assert_allclose(float(v), k.scores.values[s, -1, 0b0111], rtol=1e-3, atol=1e-4)
+
+
+def test_without_layers_all_hidden_states_and_read_at_cls():
+    model, tokenizer = network()
+    train = (CORPUS * 8 + SENTENCES * 8, [0, 1, 0] * 8 + [1, 0] * 8)
+    ask = dict(train=train, progress=False)
+    mean = lk.track(model, SENTENCES, players=lk.words(tokenizer), **ask)
+    cls = lk.track(model, SENTENCES, players=lk.words(tokenizer, read="[CLS]"), **ask)
+    assert mean.scores.layer.values.tolist() == ["hidden0", "hidden1", "hidden2", "output"]
+    np.testing.assert_allclose(mean.scores.sel(layer="output"), cls.scores.sel(layer="output"),
+                               atol=1e-5)
+    assert abs(mean.scores - cls.scores).sel(layer="hidden2").max() > 1e-3
+    assert abs(cls.scores.sel(layer="hidden0")).std("subset").max() < 1e-5     # [CLS] has seen nothing
+
+
+def test_kept_and_opened_again(tmp_path):
+    model, tokenizer = network()
+    ask = dict(players=lk.words(tokenizer), progress=False)
+    k = lk.track(model, SENTENCES, **ask, cache=tmp_path)
+    again = lk.open(k.save(tmp_path / "k.nc"), model)
+    assert repr(again) == repr(k) and again.players[1].names == SENTENCES[1].split()
+    assert lk.track(model, SENTENCES, **ask, cache=tmp_path).scores.equals(k.scores)
+    assert k.strongest(0, top=3).players.str.len().min() > 0
+    k.plot(sample=0)
+    with pytest.raises(ValueError, match="another network"):
+        lk.open(tmp_path / "k.nc", network(seed=1)[0])
+    with pytest.raises(ValueError, match="one tensor of floats"):
+        again.stability()
+
+
+def test_labels_that_are_words():
+    model, tokenizer = network()
+    model.config.id2label = {0: "negative", 1: "positive"}
+    ask = dict(players=lk.words(tokenizer), progress=False)
+    by_name = lk.track(model, SENTENCES, ["positive", "negative"], **ask)
+    assert by_name.scores.equals(lk.track(model, SENTENCES, [1, 0], **ask).scores)
+
+
+def test_the_order_of_training_sentences_does_not_matter():
+    model, tokenizer = network()
+    train, y = CORPUS * 8 + SENTENCES * 8, np.array([0, 1, 0] * 8 + [1, 0] * 8)
+    shuffled = np.random.default_rng(0).permutation(len(y))
+    ask = dict(players=lk.words(tokenizer), layers=["hidden1"], progress=False)
+    a = lk.track(model, SENTENCES, [0, 1], train=(train, y), **ask)
+    b = lk.track(model, SENTENCES, [0, 1], train=([train[k] for k in shuffled], y[shuffled]), **ask)
+    np.testing.assert_allclose(a.scores, b.scores, rtol=1e-2, atol=1e-2)
+
+
+# ---- bad input ---------------------------------------------------------------------------------
+
+class Slow:
+    "A tokenizer that does not tell where its pieces lie"
+    is_fast = False
+    def __call__(self, sentences): return sentences
+
+
+def unmasked():
+    "GPT's kind: no mask token"
+    tokenizer = byte_pair()
+    tokenizer.mask_token = None
+    return tokenizer
+
+
+def ask(x=SENTENCES, y=None, players=None, model=None, **changed):
+    known, tokenizer = network()
+    players = lk.words(tokenizer) if players is None else players
+    return lk.track(known if model is None else model, x, y, players, progress=False, **changed)
+
+
+W = TOKENIZERS["wordpiece"]
+BAD = {
+    "a sentence of one word": (dict(x=["film"]), "'film' is one word, and interactions are between"),
+    "more words than can be scored": (dict(x=["bad " * 21]), r"21 words.*words\(tokenizer, n=12\)"),
+    "fewer words than n": (dict(players=lk.words(W, n=7)), "6 words, but n=7 are to play"),
+    "sentences of two lengths": (dict(x=["a film", "a bad film"]), "sentences of 2, 3 words have no"),
+    "a tokenizer without mask": (dict(players=lk.words(unmasked()), model=network("roberta")[0]),
+                                 "no mask token .* such as baseline='<unk>'"),
+    "text longer than the positions": (dict(x=["bad " * 90], players=lk.words(W, n=3)),
+                                       r"\d+ pieces, the network positions for 64"),
+    "longer only in train": (dict(train=(["bad " * 90, "a film"], [0, 1])), "positions for 64"),
+    "another tokenizer": (dict(players=lk.words(TOKENIZERS["byte_pair"])),
+                          "give the network its own tokenizer"),
+    "more labels than train": (dict(model=network(labels=3)[0], train=(SENTENCES * 9, [0, 1] * 9)),
+                               "the network has 3 labels, train the labels 0 to 1"),
+    "fewer labels than train": (dict(train=(CORPUS * 9, [0, 1, 2] * 9)),
+                                "the network has 2 labels, train the labels 0 to 2"),
+    "a label out of range": (dict(y=[0, 2]), "label 2 is out of range: 2 classes"),
+    "labels that are words": (dict(y=["good", "bad"]),
+                              r"knows the classes \['LABEL_0', 'LABEL_1'\], not 'good'; give one"),
+    "words as labels of no names": (dict(y=["good", "bad"], model=nn.Linear(2, 2)),
+                                    "does not tell its classes; number them from 0"),
+    "one text": (dict(x="a bad film"), r"x must be a list of sentences, got 'a bad film'; write \[x\]"),
+    "no text": (dict(x=[3, 4]), "at place 0 stands 3"),
+    "tensors for sentences": (dict(x=torch.ones(2, 3)), "at place 0 stands Tensor"),
+    "an empty sentence": (dict(x=["a film", " "]), "sentence 1 of x is empty"),
+    "nothing": (dict(x=[]), "at least one sentence, got none"),
+    "a letter that the tokenizer drops": (dict(x=["a \u200b film"]), "makes nothing of the word"),
+    "a baseline of no token": (dict(baseline="zeros"), r"such as '\[MASK\]', got 'zeros'"),
+    "sentences without words": (dict(players=lk.columns(torch.rand(5, 3))),
+                                r"say who cuts them: players=lk.words\(tokenizer\)"),
+    "words not called": (dict(players=lk.words), "players must be made already|say who cuts them"),
+    "a function for a network": (dict(model=len), "sentences need a network that takes input_ids"),
+    "a layer of no vectors": (dict(layers=["bert.embeddings.position_embeddings"],
+                                   train=(SENTENCES * 9, [0, 1] * 9)), "name one with a vector for"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_sentence(name):
+    request, words = BAD[name]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        ask(**request)
+    said = str(caught.value)
+    assert re.search(words, said), said
+    assert "\n" not in said and 20 < len(said) < 400, said
+
+
+@pytest.mark.parametrize("thunk, words", [
+    (lambda: lk.words("bert-base-uncased"), "words take a tokenizer, as AutoTokenizer"),
+    (lambda: lk.words(Slow()), "take the fast one"),
+    (lambda: lk.words(W, n=1), "n must be at least 2, got 1"),
+    (lambda: lk.words(W, read="max"), "read must be 'mean' or"),
+])
+def test_what_words_refuses(thunk, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        thunk()
+
+
+def test_sentences_of_a_data_frame():
+    frame = pd.DataFrame(dict(sentence=SENTENCES))
+    assert ask(x=frame.sentence).scores.equals(ask().scores)
+
+
+def test_another_token_than_the_mask():
+    v = ask(baseline="[UNK]").scores
+    assert abs(v - ask().scores)[..., 0].max() > 1e-5
+    np.testing.assert_array_equal(v[..., -1], ask().scores[..., -1])
