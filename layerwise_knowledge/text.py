@@ -81,7 +81,7 @@ class Words(Game):
 
     def packed(self, x, *others):
         "(list of (N, D) int64 tensors; how a network unpacks them; a Players object for each of x)"
-        texts = [_sentences(z, what) for z, what in zip((x, *others), ("x", "train", "test"))]
+        texts = [_sentences(z, what) for z, what in zip((x, *others), _PARTS)]
         found = tokens(self.tokenizer, [t for part in texts for t in part])
         word = found.pop("word")
         found["read"] = _which_count(self, found["input_ids"], word)
@@ -90,7 +90,8 @@ class Words(Game):
         at = list(found).index("input_ids") * word.shape[1]
         width = rows[0].shape[1]
         games = [_players(self, *one, at, width) for one in zip(texts[0], word)]
-        return list(rows), dict(kind="text", entries=entries), _of_one_size(games)
+        how = dict(kind="text", entries=entries, mask=self.tokenizer.mask_token_id)
+        return list(rows), how, _of_one_size(games)
 
 # %% ../nbs/13_text.ipynb #13txt015
 def words(
@@ -139,6 +140,8 @@ def _players(rule, sentence, word, at, width):
     owner = torch.full((width,), -1)
     owner[at:at + len(word)] = word.where(word < n, -1)
     return Players(owner, names[:n])
+
+_PARTS = ("x", "train", "test", "dev")
 
 def _of_one_size(games):
     "The same, if all have as many players"
@@ -207,6 +210,13 @@ class TextNetwork(Network):
         "Rows by length: sentences of one length in one batch need no padding"
         entries = unpacked(x, self.how | dict(kind="dict"))
         return entries["attention_mask"].sum(1).argsort(stable=True)
+
+    def hide(self, x, share, generator):
+        "Rows with a share of their words' pieces hidden at random, to learn what a hidden word is"
+        entries = unpacked(x, self.how | dict(kind="dict"))
+        drawn = torch.rand(entries["read"].shape, generator=generator).to(x.device) < share
+        entries["input_ids"][drawn & (entries["read"] > 0)] = self.how["mask"]
+        return torch.cat(list(entries.values()), 1)
 
     def usual(self):
         "Layers to look at unless others are asked for: the hidden states, eight at most"

@@ -319,3 +319,174 @@ def test_another_token_than_the_mask():
     v = ask(baseline="[UNK]").scores
     assert abs(v - ask().scores)[..., 0].max() > 1e-5
     np.testing.assert_array_equal(v[..., -1], ask().scores[..., -1])
+
+
+# ---- experiments, from settings to interactions, on a small language ----------------------------
+
+from layerwise_knowledge import datasets as D                              # noqa: E402
+from layerwise_knowledge import experiments as ex                          # noqa: E402
+from layerwise_knowledge import models as M                                # noqa: E402
+
+TURNS, KINDS_OF_FILM = ["truly", "not", "not so"], dict(good=1, fine=1, bad=0, dull=0)
+
+
+def small_sst2(folder, rows=dict(train=180, dev=20, test=40)):
+    "Three files of the right form: praise or blame, turned round by `not`"
+    rng = np.random.default_rng(0)
+    for part, n in rows.items():
+        lines = []
+        for _ in range(n):
+            turn, kind = rng.choice(TURNS), rng.choice(list(KINDS_OF_FILM))
+            start = " ".join(rng.choice("the film play song is was here there".split(), 3))
+            lines.append(f"{start} {turn} {kind} \t{KINDS_OF_FILM[kind] ^ ('not' in turn)}\n")
+        (folder / "sst2").mkdir(exist_ok=True)
+        (folder / "sst2" / f"{part}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    return rows
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, root):
+    monkeypatch.setattr(D, "SST2", small_sst2(tmp_path))
+    for name, where in dict(DATA=tmp_path, CACHE=tmp_path / "cache", HOME=root).items():
+        monkeypatch.setenv(f"LAYERWISE_{name}", str(where))
+    ex._sentences.cache_clear()
+    yield tmp_path
+    ex._sentences.cache_clear()
+
+
+def explained(out):
+    i = out.interaction.astype(float)
+    found = reconstruct(i.sel(kind="and").values, i.sel(kind="or").values)
+    return bool((abs(found - out.v.values) <= out.kappa.values[..., None] + 1e-4).all())
+
+
+SMALL = dict(players=5, samples=3, epochs=1, batch_size=16, probe_tol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:sst2 from")
+def test_four_blocks_from_scratch_and_from_their_file(small):
+    s = ex.settings("text", "sst2", "transformer4", **SMALL | dict(epochs=12))
+    out = ex.get_interactions(s, progress=False)
+    assert out.layer.values.tolist() == [*(f"hidden{k}" for k in range(5)), "output"]
+    assert explained(out) and float(out.gap.max()) <= 1e-2
+    model, about = ex.get_network(s, progress=False)
+    assert about["accuracy"] > .8 and about["dev"] > .8
+    _, x, y, players = ex.get_samples(s)
+    whole = log_odds(model(x), y).detach().numpy()
+    np.testing.assert_allclose(whole, out.v.sel(layer="output")[:, -1], rtol=1e-2, atol=1e-2)
+    assert [len(p.names) for p in players] == [5, 5, 5]
+    told = json.loads(str(out.players[0].item()))
+    assert told == players[0].names and told[3] in ("truly", "not")
+
+
+@pytest.mark.filterwarnings("ignore:sst2 from")
+@pytest.mark.parametrize("name", ["distilbert", "bert", "xlnet"])
+def test_networks_of_the_hub_from_a_folder(small, name):
+    "The real class with a small random configuration, saved as the hub saves it"
+    model, tokenizer = network(name)
+    folder = small / name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    profile = dict(pretrained=str(folder), layers=["hidden1", "output"], **SMALL)
+    trained = ex.run("hub", "sst2", name, progress=False, **profile)
+    untrained = ex.run("hub", "sst2", name, progress=False, **profile | dict(epochs=0))
+    assert explained(trained) and explained(untrained)
+    assert not np.allclose(trained.v.sel(layer="hidden1"), untrained.v.sel(layer="hidden1"))
+    cls = ex.run("hub", "sst2", name, progress=False, **profile | dict(read="[CLS]"))
+    np.testing.assert_array_equal(cls.v.sel(layer="output"), trained.v.sel(layer="output"))
+
+
+@pytest.mark.filterwarnings("ignore:sst2 from")
+def test_a_stopped_training_ends_in_the_same_numbers(small):
+    s = ex.settings("text", "sst2", "transformer4", **SMALL | dict(epochs=2))
+    data, model = ex.get_data(s), [ex._untrained(s, ex.get_data(s)) for _ in range(2)]
+    recipe = {k: s[k] for k in ex.RECIPE} | dict(progress=False)
+    M.train(model[0], data.x_train, data.y_train, **recipe)
+    stopped = small / "stopped.checkpoint"
+    calls = iter(range(20))                        # 12 steps an epoch; then nobody goes on
+    def stop(*_): next(calls)
+    with pytest.raises(StopIteration):
+        handle = model[1].register_forward_hook(stop)
+        M.train(model[1], data.x_train, data.y_train, **recipe, checkpoint=stopped)
+    handle.remove()
+    assert stopped.exists()
+    M.train(model[1], data.x_train, data.y_train, **recipe, checkpoint=stopped)
+    assert M.weights_sha256(model[0]) == M.weights_sha256(model[1])
+
+
+def test_a_pretrained_network_that_was_changed_is_named(small):
+    model, tokenizer = network()
+    model.save_pretrained(small / "bert")
+    with pytest.raises(ValueError, match="not the one that the settings name"):
+        M.build_text(str(small / "bert"), 9, {}, sha256="0" * 64)
+    with pytest.raises(OSError, match="be online, or set pretrained to its folder"):
+        M.text_tokenizer("nobody/nothing")
+
+
+def test_noise_and_gradients_are_refused(small):
+    s = ex.settings("text", "sst2", "transformer4", attributed=1)
+    with pytest.raises(ValueError, match="set noise_samples and attributed to 0"):
+        ex._new_attributions(s, False)
+
+
+# ---- the files of SST-2 ------------------------------------------------------------------------
+
+def test_sentences_from_a_folder(small):
+    with pytest.warns(UserWarning, match="sst2 from .* is not what this project was tested with"):
+        d = D.load("sst2")
+    assert (len(d.x_train), len(d.x_test), len(d.dev[0])) == (180, 40, 20)
+    assert "180 training and 40 test samples, sentences, 2 classes" in repr(d)
+    chosen = D.choose_samples(d.x_test, 5)
+    assert sorted(d.x_test[k] for k in chosen) == sorted(
+        d.x_test[::-1][k] for k in D.choose_samples(d.x_test[::-1], 5))
+
+
+@pytest.mark.parametrize("body, words", [
+    ("sentence\tlabel\na film \t1\nno", "line 3: wanted a sentence, a tab and 0 or 1"),
+    ("sentence\tlabel\na film \t1\n", "cut short: it holds 1 rows, wanted 2"),
+    ("sentence\tlabel\na film \t1\nno wit\t0", "cut short: it holds 2 rows"),
+    ("sentence\tlabel\na film \tgood\n", "line 2: wanted .* got 'a film  | good'"),
+    ("text,label\na film,1\n", "begins with 'text,label', wanted the header"),
+    (b"sentence\tlabel\n\xff\xfe\t1\n", "damaged or no text"),
+])
+def test_damaged_files(tmp_path, body, words):
+    (tmp_path / "a.tsv").write_bytes(body if isinstance(body, bytes) else body.encode())
+    with pytest.raises(ValueError, match=words):
+        D.read_sentences(tmp_path / "a.tsv", 2)
+
+
+def test_downloads_are_read_as_they_come(monkeypatch, tmp_path):
+    "Archives in GLUE's and the treebank's form, fetched from a folder in place of the network"
+    import zipfile
+    rows = small_sst2(tmp_path)
+    with zipfile.ZipFile(tmp_path / "SST-2.zip", "w") as z:
+        for part in ("train", "dev"):
+            z.write(tmp_path / "sst2" / f"{part}.tsv", f"SST-2/{part}.tsv")
+    pairs = zip(*D.read_sentences(tmp_path / "sst2" / "test.tsv"))
+    trees = ["(2 (2 Neither) (2 one))"]
+    trees += [f"({4 * y} {' '.join(f'(2 {w.capitalize()})' for w in s.split())})" for s, y in pairs]
+    with zipfile.ZipFile(tmp_path / "trainDevTestTrees_PTB.zip", "w") as z:
+        z.writestr("trees/test.txt", "\n".join(trees) + "\n")
+    monkeypatch.setattr(D, "SST2", rows)
+    monkeypatch.setattr(D, "GLUE_URL", (tmp_path / "SST-2.zip").as_uri())
+    monkeypatch.setattr(D, "TREEBANK_URL", (tmp_path / "trainDevTestTrees_PTB.zip").as_uri())
+    monkeypatch.setattr(D, "download_folder", lambda: tmp_path / "downloads")
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
+    by_folder = D._load_sst2()
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path / "nowhere"))
+    assert D._load_sst2().sha256 == by_folder.sha256
+    (tmp_path / "downloads" / "sst2" / "dev.tsv").unlink()
+    (tmp_path / "downloads" / "sst2" / "SST-2.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="damaged or another archive"):
+        D._load_sst2()
+
+
+def test_without_any_the_message_names_the_ways(monkeypatch, tmp_path):
+    def offline(*_): raise OSError("no network")
+    monkeypatch.setattr(D, "_download", offline)
+    monkeypatch.setattr(D, "download_folder", lambda: tmp_path / "downloads")
+    monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
+    with pytest.raises(D.MissingData, match="sst2/train.tsv, sst2/dev.tsv .*and sst2/test.tsv"):
+        D.load("sst2")
+    with pytest.raises(D.MissingData, match="commercial/BBC.txt, commercial/CNN.txt, commercial/CN"):
+        D.load("commercial")
