@@ -504,7 +504,6 @@ def read_commercial(
     frame.attrs["altered"] = [n for n, blob in blobs.items() if known[n.lower()] != blob]
     return frame, y
 
-# %% ../nbs/06_datasets.ipynb #13b06d05
 def _load_commercial():
     path = _from_folder("commercial") or _from_folder(COMMERCIAL_ZIP)
     try:
@@ -551,7 +550,7 @@ def read_sentences(
                          f"{f', wanted {rows:,}' if rows else ''}; copy it again")
     return tuple(s.strip() for s, _, _ in pairs), [int(label) for _, _, label in pairs]
 
-# %% ../nbs/06_datasets.ipynb #06sst004
+# %% ../nbs/06_datasets.ipynb #06sst006
 def read_trees(
     lines,  # of the treebank
 ):          # (sentences, labels)
@@ -566,7 +565,6 @@ def _as_tsv(sentences, labels):
     rows = [f"{s}\t{y}\n" for s, y in zip(sentences, labels)]
     return ("sentence\tlabel\n" + "".join(rows)).encode()
 
-# %% ../nbs/06_datasets.ipynb #06sst006
 def _fetched(url, inside, body, path):
     "A file made once from one inside an archive that is downloaded once"
     if not path.exists():

@@ -210,8 +210,9 @@ def accuracy(
     was, right = model.training, 0
     model.eval()
     device = next(model.parameters()).device
-    for i in range(0, len(x), batch_size):
-        right += (model(x[i:i + batch_size].to(device)).argmax(-1).cpu() == y[i:i + batch_size]).sum().item()
+    order = getattr(model, "order", lambda x: torch.arange(len(x)))(x)      # sentences by length
+    for i in order.split(batch_size):
+        right += (model(x[i].to(device)).argmax(-1).cpu() == y[i]).sum().item()
     model.train(was)
     return right/len(x) if len(x) else math.nan
 
@@ -416,12 +417,17 @@ def pretrained_folder(
 
 def _fetch(what, name, **more):
     "What transformers loads from a folder or the hub, or one sentence"
+    told = _transformers().logging
+    loud = told.get_verbosity()
+    told.set_verbosity_error()                     # it tells that the last layer is new, as it is
     try:
         return what.from_pretrained(pretrained_folder(name), **more)
     except (OSError, ValueError) as e:
         why = " ".join(str(e).split())[:120]
         raise OSError(f"{name} is neither a folder with a network here nor to be had from the hub "
                       f"({why}…); be online, or set pretrained to its folder") from None
+    finally:
+        told.set_verbosity(loud)
 
 # %% ../nbs/07_models.ipynb #07txt003
 def text_tokenizer(

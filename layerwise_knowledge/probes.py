@@ -140,7 +140,8 @@ def _check_data(model, layers, data):
 def _accuracy(linear, source, y, batch_size):
     "Share of inputs whose class is right, for every probe and for the network's own output"
     right = dict.fromkeys([*linear, "output"], 0)
-    for index in torch.arange(len(y)).split(batch_size):
+    order = getattr(source.model, "order", lambda x: torch.arange(len(x)))(source.x)
+    for index in order.split(batch_size):
         f = source(index)
         target = y[index].to(f["output"].device)
         for name in right:

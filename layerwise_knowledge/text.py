@@ -37,7 +37,7 @@ def _sentences(x, what="x"):
 def tokens(
     tokenizer,  # a fast one, as AutoTokenizer gives it
     sentences,  # N of them, single blanks between their words
-) -> dict:      # what the network takes, and "word": the word of a piece, -1 none; each (N, L) int64
+) -> dict:      # what the network takes; "word": the word of a piece, -1 none; each (N, L) int64
     """Sentences as the network takes them, padded to the longest of L pieces
 
     Raises TypeError for a tokenizer that does not know where its pieces lie, ValueError without
@@ -103,7 +103,7 @@ def words(
     token
 
     The mean leaves padding and special tokens out; the paper does not say how it read a layer.
-    Raises TypeError for what is no tokenizer, ValueError for a sentence of too few or many words."""
+    Raises TypeError for what is no tokenizer, ValueError for sentences of too few or many words."""
     _check_tokenizer(tokenizer)
     if read not in ("mean", "[CLS]"):
         raise ValueError(f"read must be 'mean' or '[CLS]', got {read!r}")
@@ -271,7 +271,8 @@ def check_belongs(
     table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     if table is not None and int(entries["input_ids"].max()) >= table.num_embeddings:
         raise ValueError(f"the tokenizer gives piece number {int(entries['input_ids'].max())}, the "
-                         f"network knows {table.num_embeddings}; give the network its own tokenizer")
+                         f"network knows {table.num_embeddings}; give the network its own "
+                         "tokenizer")
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     known = 0 if y is None else int(np.max(np.asarray(y))) + 1
     if known and labels and 1 < labels != known:

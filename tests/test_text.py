@@ -1,4 +1,4 @@
-"""Sentences: words of three kinds of tokenizers, networks of Hugging Face, one sentence for the rest."""
+"""Sentences: words of three kinds of tokenizers, networks of Hugging Face, bad input."""
 import json
 import re
 
@@ -44,7 +44,8 @@ def byte_pair():
         vocab_size=280, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **k),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    return transformers.RobertaTokenizer(vocab=made["vocab"], merges=list(map(tuple, made["merges"])))
+    merges = list(map(tuple, made["merges"]))
+    return transformers.RobertaTokenizer(vocab=made["vocab"], merges=merges)
 
 
 def sentence_piece():
@@ -194,7 +195,7 @@ def test_without_layers_all_hidden_states_and_read_at_cls():
     np.testing.assert_allclose(mean.scores.sel(layer="output"), cls.scores.sel(layer="output"),
                                atol=1e-5)
     assert abs(mean.scores - cls.scores).sel(layer="hidden2").max() > 1e-3
-    assert abs(cls.scores.sel(layer="hidden0")).std("subset").max() < 1e-5     # [CLS] has seen nothing
+    assert abs(cls.scores.sel(layer="hidden0")).std("subset").max() < 1e-5   # [CLS] saw nothing
 
 
 def test_kept_and_opened_again(tmp_path):
@@ -253,10 +254,10 @@ def ask(x=SENTENCES, y=None, players=None, model=None, **changed):
 
 W = TOKENIZERS["wordpiece"]
 BAD = {
-    "a sentence of one word": (dict(x=["film"]), "'film' is one word, and interactions are between"),
+    "a sentence of one word": (dict(x=["film"]), "'film' is one word, and interactions are"),
     "more words than can be scored": (dict(x=["bad " * 21]), r"21 words.*words\(tokenizer, n=12\)"),
     "fewer words than n": (dict(players=lk.words(W, n=7)), "6 words, but n=7 are to play"),
-    "sentences of two lengths": (dict(x=["a film", "a bad film"]), "sentences of 2, 3 words have no"),
+    "sentences of two lengths": (dict(x=["a film", "a bad film"]), "sentences of 2, 3 words have"),
     "a tokenizer without mask": (dict(players=lk.words(unmasked()), model=network("roberta")[0]),
                                  "no mask token .* such as baseline='<unk>'"),
     "text longer than the positions": (dict(x=["bad " * 90], players=lk.words(W, n=3)),
@@ -273,7 +274,8 @@ BAD = {
                               r"knows the classes \['LABEL_0', 'LABEL_1'\], not 'good'; give one"),
     "words as labels of no names": (dict(y=["good", "bad"], model=nn.Linear(2, 2)),
                                     "does not tell its classes; number them from 0"),
-    "one text": (dict(x="a bad film"), r"x must be a list of sentences, got 'a bad film'; write \[x\]"),
+    "one text": (dict(x="a bad film"),
+                 r"x must be a list of sentences, got 'a bad film'; write \[x\]"),
     "no text": (dict(x=[3, 4]), "at place 0 stands 3"),
     "tensors for sentences": (dict(x=torch.ones(2, 3)), "at place 0 stands Tensor"),
     "an empty sentence": (dict(x=["a film", " "]), "sentence 1 of x is empty"),
@@ -285,7 +287,7 @@ BAD = {
     "words not called": (dict(players=lk.words), "players must be made already|say who cuts them"),
     "a function for a network": (dict(model=len), "sentences need a network that takes input_ids"),
     "a layer of no vectors": (dict(layers=["bert.embeddings.position_embeddings"],
-                                   train=(SENTENCES * 9, [0, 1] * 9)), "name one with a vector for"),
+                                   train=(SENTENCES * 9, [0, 1] * 9)), "name one with a vector"),
 }
 
 
@@ -488,5 +490,5 @@ def test_without_any_the_message_names_the_ways(monkeypatch, tmp_path):
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
     with pytest.raises(D.MissingData, match="sst2/train.tsv, sst2/dev.tsv .*and sst2/test.tsv"):
         D.load("sst2")
-    with pytest.raises(D.MissingData, match="commercial/BBC.txt, commercial/CNN.txt, commercial/CN"):
+    with pytest.raises(D.MissingData, match="commercial/BBC.txt, commercial/CNN.txt, commercial"):
         D.load("commercial")
