@@ -26,7 +26,7 @@ sys.path[:0] = [str(HERE.parent)]
 from layerwise_knowledge import experiments as ex
 from layerwise_knowledge import metrics
 from layerwise_knowledge.players import PatchPlayers, mean_baseline
-from layerwise_knowledge.sampled import columns, masks, sampled_interactions
+from layerwise_knowledge.sampled import indicators, masks, sampled_interactions
 from layerwise_knowledge.scores import score_table
 
 warnings.filterwarnings("ignore")
@@ -60,11 +60,11 @@ def lasso(game, n, M, order, sizes="mixed"):
     v = game(T)
     sets = [("and", S) for k in range(1, order + 1) for S in combinations(range(n), k)]
     start = time.process_time()
-    m = LassoCV(alphas=25, eps=1e-3, cv=3, tol=1e-3, precompute=True).fit(columns(sets, T), v)
+    m = LassoCV(alphas=25, eps=1e-3, cv=3, tol=1e-3, precompute=True).fit(indicators(sets, T), v)
     seconds = time.process_time() - start
     on = np.flatnonzero(m.coef_)
     kept = [sets[j] for j in on]
-    return dict(predict=lambda T: m.intercept_ + columns(kept, T) @ m.coef_[on], sets=kept,
+    return dict(predict=lambda T: m.intercept_ + indicators(kept, T) @ m.coef_[on], sets=kept,
                 values=m.coef_[on], seconds=seconds)
 
 
@@ -79,7 +79,7 @@ def moebius(iv, seconds, game):
 
 
 def in_parts(sets, x, T, size=2000):
-    return sum((columns(sets[k:k + size], T) @ x[k:k + size] for k in range(0, len(sets), size)),
+    return sum((indicators(sets[k:k + size], T) @ x[k:k + size] for k in range(0, len(sets), size)),
                np.zeros(len(T)))
 
 
@@ -177,7 +177,7 @@ def planted(n, seed=0, small=300, spread=.01):
     noise = {("and", some(k)): spread*rng.standard_normal() for k in rng.integers(1, 4, small)}
     both = noise | large
     sets, x = list(both), np.array(list(both.values()))
-    return large, lambda T: columns(sets, T) @ x
+    return large, lambda T: indicators(sets, T) @ x
 
 
 def image(k, side, layer):

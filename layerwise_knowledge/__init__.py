@@ -14,6 +14,7 @@ _WHERE = {                                     # name -> module: written by hand
     "train_probes": "probes", "score_table": "scores", "sparsify": "sparsify",
     "and_interactions": "interactions", "or_interactions": "interactions",
     "reconstruct": "interactions", "shapley_values": "interactions", "layer_metrics": "metrics",
+    "masks": "sampled",
 }
 __all__ = list(_WHERE)
 

@@ -83,6 +83,7 @@ def variant(name):
     "What a table's variant of that name is, if it is there"
     return lambda t: t.variants.get(name)
 
+# %% ../nbs/appendix/choices.ipynb #12ch011b
 ALTERNATIVES = {
     "τ of each sample": lambda t: t.read(per_sample=True),
     "Eq. 7 as printed": lambda t: t.read(literal=True),
@@ -123,6 +124,7 @@ def _like(t, other):
     fewer = len(other.interactions) < len(t.interactions)
     return replace(t.of(other), needed=other.needed) if fewer else t
 
+# %% ../nbs/appendix/choices.ipynb #12ch012b
 def sensitivity(
     tables,                 # from load
     claims=None,            # keys; default: all but C8 and C10, which rest on other files

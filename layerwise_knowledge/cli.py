@@ -124,13 +124,18 @@ def score(args):
     print(REPORT_HEAD)
     for d, n, s in _chosen(args): print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
+# %% ../nbs/10_cli.ipynb #b12043aab
 @contextmanager
 def _workers(address):
     "Extractions go to the workers of a dask cluster, if there is an address"
     if address is None:
         yield
         return
-    from distributed import Client
+    try:
+        from distributed import Client
+    except ImportError:
+        raise RuntimeError("--dask needs dask's distributed: pip install "
+                           "'layerwise-knowledge[dask]'") from None
     try:
         client = Client(address, timeout=10)
     except (OSError, TimeoutError, ValueError) as e:
@@ -191,12 +196,14 @@ def parser() -> argparse.ArgumentParser:
             c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
         else: c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
         if f is reproduce:
-            c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask scheduler extract, as in tcp://host:8786")
+            c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
+                           "scheduler extract, as in tcp://host:8786")
         usual = "paper" if f in (figures, report) else "quick"
         c.add_argument("--profile", default=usual, help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: {usual})")
         c.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
+# %% ../nbs/10_cli.ipynb #b6e04eaeb
 def main(
     argv=None,  # list of words (default: the command line)
 ) -> int:       # exit status: 0, or 2 for wrong words and missing things

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_COUNTS', 'STEPS', 'PROBES', 'AFTER', 'RECIPE', 'project_folder', 'read_settings', 'profiles', 'experiments',
-           'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'get_data', 'get_network', 'made_on',
-           'package_version', 'check_made_from', 'ingredients', 'get_probes', 'get_samples', 'explained_class',
-           'get_scores', 'provenance', 'made_by', 'get_interactions', 'table_hashes', 'split', 'check_certificate',
-           'belongs_together', 'run', 'interactions_sha256', 'get_noise', 'get_attributions', 'variants',
-           'noise_settings', 'everything', 'ship']
+           'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'get_data', 'get_network', 'device',
+           'made_on', 'package_version', 'check_made_from', 'ingredients', 'get_probes', 'get_samples',
+           'explained_class', 'get_scores', 'provenance', 'made_by', 'get_interactions', 'table_hashes', 'split',
+           'check_certificate', 'belongs_together', 'run', 'interactions_sha256', 'get_noise', 'get_attributions',
+           'variants', 'noise_settings', 'everything', 'ship']
 
 # %% ../nbs/08_experiments.ipynb #4fbce7a7
 import configparser
@@ -161,7 +161,7 @@ def probed_layers(
     return list(models.PROBED.get(table, models.PROBED[network]))
 
 # %% ../nbs/08_experiments.ipynb #6c6ef681
-PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}           # the paper's salient interactions a sample at the output (claim C1)
+PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}           # salient per sample at the output (claim C1)
 
 STEPS = {
     "network": ("source", "network", "seed", "epochs", "lr", "batch_size", "weight_decay", "augment",
@@ -234,15 +234,16 @@ def _read_out(s, model, data, progress):
 def _new_network(s, checkpoint, progress):
     "Train a network: itself, and what is told of it"
     data = get_data(s)
-    model = models.build(s["network"], data, s["seed"])
+    model = models.build(s["network"], data, s["seed"]).to(device())
     if s["epochs"] == 0:
         history = _read_out(s, model, data, progress)
     else:
         history = models.train(model, data.x_train, _labels(s, data), (data.x_test, data.y_test),
                                **{k: s[k] for k in RECIPE}, checkpoint=checkpoint,
                                progress=progress)
-    return model, dict(settings=determines(s, "network"), accuracy=history[-1]["test"],
-                       history=history, made_from=dict(data=data.sha256), made_on=made_on())
+    about = dict(settings=determines(s, "network"), accuracy=history[-1]["test"],
+                 history=history, made_from=dict(data=data.sha256), made_on=made_on())
+    return model.cpu(), about
 
 def get_network(
     s: dict,        # settings
@@ -256,12 +257,17 @@ def get_network(
                         models.load_model, scratch=checkpoint)
     return model.to(memory_format=torch.channels_last), about   # convolutions up to twice as fast
 
+def device() -> str:
+    "Where networks run: on the graphics card, if there is one"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 def made_on() -> dict:
     "What of this machine may change the last digits, and the versions"
+    cuda = dict(card=torch.cuda.get_device_name()) if device() == "cuda" else {}
     return dict(layerwise_knowledge=package_version(), torch=torch.__version__,
                 numpy=np.__version__, python=platform.python_version(),
                 threads=torch.get_num_threads(),
-                processor=torch.backends.cpu.get_cpu_capability())
+                processor=torch.backends.cpu.get_cpu_capability()) | cuda
 
 def package_version():
     from layerwise_knowledge import __version__
@@ -288,14 +294,14 @@ def ingredients(
     s: dict,        # settings
     progress=True,
 ) -> tuple:         # (network, what is told of it, probes, Dataset, name -> sha256 of these three)
-    "Network, probes and data, which belong together"
+    "Network and probes, on `device()`, and data, which belong together"
     (model, about), probes, data = get_network(s, progress), get_probes(s, progress), get_data(s)
     path = step_file(s, "network", ".safetensors")
     check_made_from(s, path, about["made_from"], data=data.sha256)
     path = step_file(s, "probes", ".safetensors")
     check_made_from(s, path, probes.made_from, data=data.sha256)
     hashes = dict(network=about["weights_sha256"], probes=probes.sha256(), data=data.sha256)
-    return model, about, probes, data, hashes
+    return model.to(device()), about, probes.to(device()), data, hashes
 
 # %% ../nbs/08_experiments.ipynb #2ecf0ba7
 def _new_probes(s, parts, progress):
@@ -303,6 +309,7 @@ def _new_probes(s, parts, progress):
     (model, about), data = get_network(s, progress), get_data(s)
     path = step_file(s, "network", ".safetensors")
     check_made_from(s, path, about["made_from"], data=data.sha256)
+    model.to(device())
     labelled = data.x_train, _labels(s, data), data.x_test, data.y_test
     more = dict(memory=s["probe_memory"]*2**30, progress=progress)
     solved = more | dict(cache=parts)
@@ -317,7 +324,7 @@ def _new_probes(s, parts, progress):
         probes = train_probes(model, s["layers"], *labelled, tol=s["probe_tol"], pool=s["pool"],
                               **solved)
     probes.made_from = dict(network=about["weights_sha256"], data=data.sha256)
-    return probes
+    return probes.to("cpu")
 
 def get_probes(
     s: dict,        # settings
@@ -334,7 +341,7 @@ def get_probes(
 # %% ../nbs/08_experiments.ipynb #1dc76eed
 def get_samples(
     s: dict,      # settings
-) -> tuple:       # (indices in the test set, x, y, one players object a sample)
+) -> tuple:       # (indices in the test set, x, y, one players object per sample)
     """The samples of an experiment and their players: from its score file if that is there, else
     from the data set"""
     path = step_file(s, "scores", ".nc")
@@ -349,7 +356,7 @@ def get_samples(
     return index, x, y, _players(s, x, columns)
 
 def _players(s, x, columns):
-    "One players object a sample"
+    "One players object per sample"
     if s["choice"] == "columns":
         return [FeaturePlayers(columns)]*len(x)
     choose = {"foreground": foreground_patches, "central": central_patches}[s["choice"]]
@@ -365,11 +372,11 @@ def explained_class(
     if s["target"] == "label":
         return y
     with torch.inference_mode():
-        return model(x).argmax(-1)
+        return model(scores._to_model(model, x)).argmax(-1).cpu()
 
 # %% ../nbs/08_experiments.ipynb #59cf4bd4
 def _new_scores(s, parts, progress):
-    "Score tables of all samples, one part a sample"
+    "Score tables of all samples, one part per sample"
     model, about, probes, data, made_from = ingredients(s, progress)
     index, x, y, players = get_samples(s)
     target, baseline = explained_class(s, model, x, y), mean_baseline(data.x_train)
@@ -584,7 +591,7 @@ def run(
 
 # %% ../nbs/08_experiments.ipynb #a0ff3caa
 def _new_noise(s, parts, progress):
-    "Moments of all samples, one part a sample"
+    "Moments of all samples, one part per sample"
     clean = get_interactions(s, progress).interaction
     layers = [models.SECTION33[s["network"]], "output"]
     omega = metrics.salient(clean, metrics.threshold(clean, s["tau"])).reset_coords(drop=True)

@@ -170,6 +170,7 @@ def load_story(
     "What is told beside the tensors, without reading them"
     return _header(path)[0]
 
+# %% ../nbs/appendix/files.ipynb #fd4e8b03b
 def load_tensors(
     path,   # written by save_tensors
 ) -> tuple: # (name -> tensor, story)
@@ -216,12 +217,14 @@ def kept(
                 scratch.unlink(missing_ok=True)
     return load(path)
 
+# %% ../nbs/appendix/files.ipynb #f11e0002b
 def part(
     path,       # of the part's file
     make,       # () -> xarray Dataset
     made_from,  # name -> sha256 of what goes into it
 ):              # the Dataset, always as loaded from its file
-    "One part of a long step, made once; ValueError if the one that is there was made from other things"
+    """One part of a long step, made once; ValueError if the one that is there was made from other
+    things"""
     if not path.exists():
         save_table(make().assign_attrs(made_from=json.dumps(made_from)), path)
     found = load_table(path)

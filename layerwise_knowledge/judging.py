@@ -20,12 +20,12 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from . import experiments as ex, metrics
-from .sparsify import sparsify
+from .knowledge import extract
 
 ABOUT, MOST, LITTLE, FLAT = 1.5, 1/2, 1/4, .1
 ABOVE, BELOW = (0, math.inf), (-math.inf, 0)
-NEEDED = {"mnist": 100, "cifar10": 30}     # samples in the paper; of a table's rows it does not say,
-ROWS, FEW = 50, 30                         # so ours; and for a comparison with a control
+NEEDED = {"mnist": 100, "cifar10": 30}     # samples in the paper; of rows it does not say, so
+ROWS, FEW = 50, 30                         # ours; and for a comparison with a control
 
 # %% ../nbs/appendix/judging.ipynb #12jd003
 def num(x):
@@ -41,7 +41,7 @@ def num(x):
 # %% ../nbs/appendix/judging.ipynb #12jd006
 @dataclass(frozen=True)
 class Finding:
-    "One test: a statistic's mean over samples, its 95 % interval, the region where the claim puts it"
+    "One test: a statistic's mean over samples, its interval, the region where the claim puts it"
     where: str              # experiment
     what: str               # statistic
     mean: float
@@ -91,7 +91,7 @@ def line(f):
 # %% ../nbs/appendix/judging.ipynb #12jd009
 def finding(
     t,              # Table that it comes from
-    values,         # one a sample; NaN is left out
+    values,         # one per sample; NaN is left out
     what,           # name of the statistic
     claimed,        # region (least, most)
     decides=True,
@@ -118,7 +118,7 @@ def listed(names):
     return "; ".join(f"{d}: {', '.join(g)}" for d, g in groups.items())
 
 def failed_parts(findings):
-    "Statistics of which no test holds, though not all are open: a claim fails with one of its parts"
+    "Statistics of which no test holds, though not all are open: a claim fails with one part"
     parts = {f.what: [g for g in findings if g.what == f.what] for f in findings}
     return [what for what, part in parts.items()
             if not any(f.holds for f in part) and not all(f.open for f in part)]
@@ -149,13 +149,14 @@ def _indicative(deciding, needs):
     held = f"indicative: {sum(f.holds for f in deciding)} of {len(deciding)} tests hold"
     return "; ".join(filter(None, (why, held, needs)))
 
+# %% ../nbs/appendix/judging.ipynb #12jd013b
 def verdict(
     findings,            # list of Finding
     missing=(),          # names of tables that are not there
     few="not tested",    # the word when samples are too few
 ) -> tuple[str, str]:    # word, reason
-    """All tests hold: replicates; a part of the claim holds in none: does not, or undecided if all are
-    open; else partly. No verdict from too few samples"""
+    """All tests hold: replicates; a part of the claim holds in none: does not, or undecided if all
+    are open; else partly. No verdict from too few samples"""
     findings = [f for f in findings if not f.control]
     deciding = [f for f in findings if f.decides]
     counted = [f for f in deciding if f.enough]
@@ -182,6 +183,7 @@ def _unpaired(a, b):
     high = mean + math.hypot(float(p.high - p["mean"]), float(q["mean"] - q.low))
     return mean, low, high
 
+# %% ../nbs/appendix/judging.ipynb #12jd016b
 def difference(
     f: Finding,    # of the network
     g: Finding,    # the same test of the control
@@ -333,6 +335,7 @@ def read_table(s, **more):
     return Table(out.interaction, s["dataset"], s["network"], v=out.v, noise=noise, pixels=pixels,
                  out=out, settings=s, **more)
 
+# %% ../nbs/appendix/judging.ipynb #12jd025b
 def load(
     profile="paper",
     tau=.05,            # salient: |I| > tau * the layer's strongest
@@ -463,8 +466,9 @@ def random_functions(n=8, samples=100, width=64, seed=0):
     scores = {"random MLPs": np.stack([mlp() for _ in range(samples)]),
               "independent numbers": rng.normal(size=(samples, 2**n))}
     def table(v):
-        r = sparsify(v[:, None])
-        return Table(metrics.interaction_table(r.i_and, r.i_or, ["output"]), "mnist", "resnet20")
+        v = xr.DataArray(v[:, None], dims=("sample", "layer", "subset"),
+                         coords=dict(sample=np.arange(samples), layer=["output"]))
+        return Table(extract(v).interaction, "mnist", "resnet20", v=v)
     return {name: table(v) for name, v in scores.items()}
 
 # %% ../nbs/appendix/judging.ipynb #12jd038
@@ -479,12 +483,11 @@ def permuted(t):
     return t.moved(i.copy(data=mixed))
 
 def another_sample(t):
-    "Layer l of one sample beside layer l+1 of another; networks are apart too"
-    i, first = t.interactions, zlib.crc32(t.name.encode()) % 97
-    samples, step = i.sizes["sample"], max(i.sizes["sample"]//(i.sizes["layer"] + 1), 1)
-    rolled = [i.isel(layer=[l]).roll(sample=(first + l*step) % samples)
-              for l in range(i.sizes["layer"])]
-    return t.moved(xr.concat(rolled, "layer"))
+    "The samples of every layer in an order of its own: whatever is compared is of two samples"
+    i = t.interactions.transpose("sample", "layer", "kind", "subset")
+    rng = np.random.default_rng(zlib.crc32(t.name.encode()))
+    mixed = [i.values[rng.permutation(len(i)), l] for l in range(i.sizes["layer"])]
+    return t.moved(i.copy(data=np.stack(mixed, 1)))
 
 # %% ../nbs/appendix/judging.ipynb #12jd041
 COMPARES = ("C3", "C4", "C5", "C7", "C11", "C12")      # claims that compare layers or networks

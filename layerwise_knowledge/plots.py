@@ -43,6 +43,7 @@ def _settle(fig):
 PRINTED = dict(mlp7="MLP-7", vgg11="VGG-11", resnet20="ResNet-20", resnet32="ResNet-32",
                mnist="MNIST", cifar10="CIFAR-10", census="Census", commercial="Commercial", bike="Bike sharing")
 
+# %% ../nbs/09_plots.ipynb #769e7c74b
 def printed(text):
     "The project's short names as the paper prints them: resnet20 on cifar10 -> ResNet-20 on CIFAR-10"
     return re.sub(rf"\b({'|'.join(PRINTED)})\b", lambda m: PRINTED[m[0]], text)
@@ -101,6 +102,7 @@ def _interval(x):
 
 def _order_colours(orders): return dict(zip(orders, sns.color_palette("viridis_r", len(orders) + 1)[1:]))
 
+# %% ../nbs/09_plots.ipynb #10d2e8d8b
 def _curve(ax, at, x, colour, marker, band=True, **style):
     "Mean over samples with its 95 % band, or whiskers where bands would cover each other; hollow where fewer than half of the samples count"
     b, at = _interval(x), np.asarray(at, float)
@@ -129,6 +131,7 @@ def _output(i):
     "The last layer of a table"
     return i.isel(layer=-1) if "layer" in i.dims else i
 
+# %% ../nbs/09_plots.ipynb #94157dbab
 @_figure
 def strengths(
     networks,        # name -> interactions (sample, [layer,] kind, subset); of several layers the last
@@ -156,6 +159,7 @@ def strengths(
     _note(fig, f"n = {int(by_order.order.max())} players", _samples(tables.values()), r"AND and OR together, intervals: 95 % bootstrap over samples, $\tau$ held fixed")
     return fig
 
+# %% ../nbs/09_plots.ipynb #94157dbac
 def _samples(tables):
     n = sorted({t.sizes["sample"] for t in tables if "sample" in t.dims})
     return f"{'–'.join(map(str, {n[0]: 0, n[-1]: 0}))} samples" if n else ""
@@ -187,6 +191,7 @@ def _stack(ax, q, orders):
         ax.vlines(orders, sign * b.low, sign * b.high, color="0.2", lw=.6)
     ax.axhline(0, color="k", lw=.6)
 
+# %% ../nbs/09_plots.ipynb #396827f7b
 def _ratio_lines(ax, q, orders, ylabel, floor=None):
     "One line an order through the layers; as thin bars what two draws of a layer's probe give"
     at, colours = np.arange(q.sizes["layer"]), _order_colours(orders)
@@ -205,6 +210,7 @@ def _ratio_lines(ax, q, orders, ylabel, floor=None):
 _FINAL = dict(forget="forget: in layer $l$, gone at the output", overlap="overlap: in both", new="new: at the output, not yet in layer $l$")
 _NEIGHBOURS = dict(forget="lost: in layer $l$, gone at $l+1$", overlap="persists: in both", new="appears: at $l+1$, not in layer $l$")
 
+# %% ../nbs/09_plots.ipynb #5ee0c759b
 @_figure
 def layer_changes(
     m,               # sample_metrics(i): (sample, layer, kind, order); or layer_metrics(i), then without intervals
@@ -373,6 +379,7 @@ def _cell(ax, image, owner, players, colour, on):
     _outline(ax, owner, players, color=colour if on else "0.45", lw=1 if on else .6, ls="-" if on else (0, (1, 1.5)))
     _frame(ax, owner)
 
+# %% ../nbs/09_plots.ipynb #e4659096b
 def _numbered(ax, image, owner, names, alpha=.6):
     "The picture with the names of its players"
     picture, look = _flat_image(image)
@@ -453,6 +460,7 @@ def _row_cells(ax, i, omega, sets):
             ax.text(c, r, strength, ha="center", va="center", fontsize=7, color="k" if on else "0.5")
     ax.set(xlim=(-.5, i.sizes["layer"] - .5), ylim=(len(sets) - .5, -.5))
 
+# %% ../nbs/09_plots.ipynb #09row002b
 @_figure
 def interaction_rows(
     i,              # interactions of one sample (layer, kind, subset), normalised
@@ -484,6 +492,7 @@ def interaction_rows(
     _note(fig, _players(i), r"filled: $|I_l(S)|>\tau_l$; bars: every order")
     return fig
 
+# %% ../nbs/09_plots.ipynb #09row002c
 def _layer_head(l, accuracy):
     return f"{l}\n{100 * float(accuracy[l]):.1f} %" if accuracy is not None and l in accuracy else l
 

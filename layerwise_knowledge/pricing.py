@@ -100,6 +100,7 @@ def _members(row):
     bits = np.unpackbits(row.view(np.uint8), bitorder="little")
     return tuple(np.flatnonzero(bits).tolist())
 
+# %% ../nbs/appendix/pricing.ipynb #3992cb0ab
 def search(
     X,             # `words` of the masks
     u,             # (M,) numbers

@@ -449,6 +449,7 @@ def _solve(model, layers, train, test, fit, settings, memory, cache, progress):
         tested = _accuracy(linear, source, test[1], _BATCH)
     return _told(linear, {name: solved[name][1] for name in maps}, tested, settings)
 
+# %% ../nbs/04_probes.ipynb #04prb029b
 def _solved(reading, fit, one, settings):
     "Weights of one layer's probe, and what is told of them"
     found, history = fit(reading)
@@ -470,6 +471,7 @@ def _told(linear, told, tested, settings):
                 for name in told}
     return Probes(linear, accuracy, of("gap"), of("penalty"), of("history"), settings)
 
+# %% ../nbs/04_probes.ipynb #04prb029c
 def _counts(held, seed):
     "How often each input counts: once, or as often as a bootstrap draws it; never if held out"
     if seed is None:

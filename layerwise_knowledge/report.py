@@ -244,8 +244,8 @@ def c2(tables):
 @picture("C2")
 def _(tables):
     lines = {t.name: strength_by_order(t) for t, _ in within(tables, IMAGES)}
-    random = strength_by_order(random_functions()["random MLPs"])
-    lines |= {"random MLPs": random/random.sum("order").mean()} if lines else {}
+    if lines:
+        lines["random MLPs"] = strength_by_order(random_functions()["random MLPs"])
     return curves(lines, "order", "order $m$", "mean strength of a set", yscale="log",
                   ylim=(1e-6, 1))
 
@@ -540,8 +540,8 @@ def _(tables):
     one = every[-1][0]                                              # CIFAR-10's, if it is there
     these = [("0.04", one)] + [(k, other) for t, k, other in every if t.name == one.name]
     lines = {f"κ = {k}": t.omega.sum(["kind", "subset"]).astype(float) for k, t in sorted(these)}
-    return curves(lines, "layer", "probed layer, last: the output",
-                  f"salient, {plots.printed(one.name)}", ylim=(0, None))
+    return curves(lines, "layer", "probed layer, last: the output", "salient per sample",
+                  title=plots.printed(one.name), ylim=(0, None))
 
 # %% ../nbs/appendix/claims.ipynb #12cl047
 def noise_by_order(t, sigma=.02, draws=20):

@@ -136,6 +136,7 @@ class Projection:
             out[:, rows, columns] = block.reshape(-1, m1*d1, m2*d2)
         return out
 
+# %% ../nbs/appendix/solver.ipynb #0ed2dfc8b
 projection = lru_cache(maxsize=4)(Projection)
 
 # %% ../nbs/appendix/solver.ipynb #041d9809

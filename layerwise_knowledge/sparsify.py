@@ -120,6 +120,7 @@ def _solve_named(place, *table):
         name = f"v[{', '.join(map(str, place))}]: " if place else ""
         raise ValueError(f"{name}{wrong}") from None
 
+# %% ../nbs/01_sparsify.ipynb #5bc69fecb
 def _solve_alone(*table):
     "One table, in a process of its own"
     with threadpool_limits(1, user_api="blas"):
@@ -232,6 +233,7 @@ def _warn(gap, order_gap, tol):
         warnings.warn(f"{far.sum()} of {len(gap)} tables did not reach order_gap <= 0.01 "
                       f"(largest {np.nanmax(order_gap):.2g}); see .order_gap", stacklevel=4)
 
+# %% ../nbs/01_sparsify.ipynb #f7789d39b
 def _result(v, t, a, z, delta, unit, certificate, k, tol):
     "Interactions, split and certificate, in the caller's shape, type and place"
     objective, low, gap, order_gap = certificate

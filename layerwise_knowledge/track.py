@@ -364,7 +364,7 @@ def track(
     test=None,       # (x_test, y_test) for their accuracy; default: a tenth of train, held out of
                      # the probes (but the network has seen it)
     baseline="mean", # what hides a player: "mean" of train, "zeros", or one input
-    masks=None,      # not yet: all 2**n subsets are scored
+    masks=None,      # all 2**n subsets are scored; sampled masks go to score_table
     kappa=0.04,      # bound on the noise, as a share of |v(x_N) - v(x_∅)| (Eq. 5)
     cache=None,      # folder where every sample is kept; a stopped run goes on from there
     seed=0,          # of the noise that `stability` adds
@@ -377,8 +377,8 @@ def track(
     labels, else v is the output itself. Probes read maps averaged to 4,096 features. Raises
     ValueError or TypeError, in a sentence, where something does not fit."""
     if masks is not None:
-        raise ValueError("masks are not there yet: leave masks out, "
-                         "and all 2**n subsets are scored")
+        raise ValueError("track scores all 2**n subsets: leave masks out; for sampled masks call "
+                         "score_table(..., masks=T) and sparsify(v, masks=T)")
     train, test = _pair(train, "train"), _pair(test, "test")
     x, x_train, x_test, b, how = _inputs(x, train, test, baseline)
     labels = [_classes(model, z) for z in (y, train and train[1], test and test[1])]

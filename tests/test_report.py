@@ -320,7 +320,7 @@ NOTEBOOKS = ("report", "appendix/claims", "appendix/choices")
 def test_the_notebook_runs_where_nothing_was_computed(name, tmp_path, monkeypatch, root):
     (tmp_path/"settings.ini").write_bytes((root/"settings.ini").read_bytes())
     monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path)), monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"cache"))
-    more = dict(folder=str(tmp_path/"pictures")) if name == "report" else {}
+    more = {} if name.endswith("claims") else dict(folder=str(tmp_path/"pictures"))
     cli.draw(root/"nbs"/f"{name}.ipynb", **more)
     assert not (tmp_path/"pictures").exists() or not any((tmp_path/"pictures").iterdir())      # and draws nothing
 
@@ -328,7 +328,7 @@ def test_the_notebook_runs_where_nothing_was_computed(name, tmp_path, monkeypatc
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_notebook_runs_on_what_is_shipped(name, tmp_path, root):
     "The profile paper, with whatever tables this clone has"
-    more = dict(folder=str(tmp_path)) if name == "report" else {}
+    more = {} if name.endswith("claims") else dict(folder=str(tmp_path))
     text = cli.draw(root/"nbs"/f"{name}.ipynb", profile="paper", **more).read_text()
     assert f"profile paper, tau = 0.05: {len(J.load('paper'))} experiments" in text
 
@@ -474,6 +474,17 @@ def test_controls_keep_every_layers_strength_by_order(control, kept):
     np.testing.assert_allclose(by_order(control(t)), by_order(t))
     assert not np.allclose(control(t).interactions, t.interactions)
     xr.testing.assert_equal(control(t).interactions, control(t).interactions)          # the same again
+
+
+def test_another_sample_is_another_one_wherever_two_things_are_compared():
+    shown = {}
+    for network, layers in dict(mlp7=5, vgg11=6, resnet20=8, resnet32=6).items():
+        t = J.planted({f"l{k}": {1: 1.} for k in range(layers)}, "cifar10", network, samples=30)
+        t.interactions = xr.ones_like(t.interactions)*t.interactions.sample
+        who = J.another_sample(t).interactions.sel(kind="and").isel(subset=1)
+        for l in range(layers): shown[network, l] = who[:, l].values
+    for (a, k), (b, l) in itertools.combinations(shown, 2):
+        assert (shown[a, k] == shown[b, l]).mean() < .25, (a, k, b, l)
 
 
 def test_permuted_players_are_a_renaming():

@@ -22,7 +22,7 @@ def every(n, least=1):
 
 
 def game(sets, T):
-    return s.columns(list(sets), T) @ np.array(list(sets.values()))
+    return s.indicators(list(sets), T) @ np.array(list(sets.values()))
 
 
 @given(st.integers(3, 9), st.integers(0, 10**6), st.sampled_from([0, .05, .5]))
@@ -48,8 +48,8 @@ def test_objective_is_that_of_all_columns(n, lam):
     mine = p.r @ p.r/2/60 + lam*np.abs(p.z) @ p.costs(p.sets)
     sets = [("and", S) for S in every(n)] + [("or", S) for S in every(n, 2)]
     w = 1 + s._EPSILON*np.array([len(S) - 1 for _, S in sets])
-    m = Lasso(lam, tol=1e-9, max_iter=10**5).fit(s.columns(sets, T)/w, v)
-    literal = ((m.predict(s.columns(sets, T)/w) - v)**2).mean()/2 + lam*np.abs(m.coef_).sum()
+    m = Lasso(lam, tol=1e-9, max_iter=10**5).fit(s.indicators(sets, T)/w, v)
+    literal = ((m.predict(s.indicators(sets, T)/w) - v)**2).mean()/2 + lam*np.abs(m.coef_).sum()
     assert abs(mine - literal) < 1e-6*literal
     assert factor < 1.001 and 0 <= s._gap(p, lam, factor) < 1e-6
 
