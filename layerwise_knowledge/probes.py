@@ -444,7 +444,7 @@ def _solve(model, layers, train, test, fit, settings, memory, cache, progress):
             else:
                 reading = _Reading(source, name, y, classes, counts, held)
                 solved[name] = kept.save(name, *_solved(reading, fit, maps[name], settings))
-        linear = {name: _linear(**solved[name][0]) for name in wanted}
+        linear = {name: _linear(**solved[name][0]).to(maps[name].device) for name in wanted}
         source = _Features(model, list(maps), test[0], _BATCH, 0)
         tested = _accuracy(linear, source, test[1], _BATCH)
     return _told(linear, {name: solved[name][1] for name in maps}, tested, settings)
