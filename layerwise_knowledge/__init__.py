@@ -10,7 +10,8 @@ import types
 
 _WHERE = {                                     # name -> module: written by hand, the rest by nbdev
     "track": "track", "layers": "track", "Knowledge": "knowledge", "open": "knowledge",
-    "patches": "rules", "segments": "rules", "columns": "rules", "Players": "players",
+    "patches": "rules", "segments": "rules", "columns": "rules", "words": "text",
+    "Players": "players",
     "train_probes": "probes", "score_table": "scores", "sparsify": "sparsify",
     "and_interactions": "interactions", "or_interactions": "interactions",
     "reconstruct": "interactions", "shapley_values": "interactions", "layer_metrics": "metrics",

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHECKSUMS', 'CONTENT', 'IMAGES', 'CLASSES', 'ADULT', 'ADULT_TEST', 'ADULT_URL', 'COMMERCIAL', 'COMMERCIAL_CHANNELS',
-           'COMMERCIAL_ZIP', 'COMMERCIAL_URL', 'DATASETS', 'Dataset', 'choose_samples', 'sha256', 'content_sha256',
-           'download_folder', 'MissingData', 'read_npz', 'encode', 'split_rows', 'read_adult', 'parse_shots',
-           'read_commercial', 'load']
+           'COMMERCIAL_FILES', 'COMMERCIAL_ZIP', 'COMMERCIAL_URL', 'SST2', 'GLUE_URL', 'TREEBANK_URL', 'DATASETS',
+           'Dataset', 'choose_samples', 'sha256', 'content_sha256', 'download_folder', 'MissingData', 'read_npz',
+           'encode', 'split_rows', 'read_adult', 'parse_shots', 'git_blob', 'read_commercial', 'read_sentences',
+           'read_trees', 'load']
 
 # %% ../nbs/06_datasets.ipynb #c536cd4d
 import gzip
@@ -14,6 +15,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import urllib.request
 import warnings
 import zipfile
@@ -33,7 +35,8 @@ from .players import mean_baseline, pixel_hash
 class Dataset:
     "Training and test samples, and where they came from"
     name: str
-    x_train: torch.Tensor              # float32, images (N, C, H, W) in [0, 1], tables (N, D)
+    x_train: torch.Tensor              # float32, images (N, C, H, W) in [0, 1], tables (N, D);
+                                       # a tuple of sentences, whose numbers are the tokenizer's
     y_train: torch.Tensor              # int64, class of each sample
     x_test: torch.Tensor
     y_test: torch.Tensor
@@ -42,14 +45,16 @@ class Dataset:
     sha256: str                        # of all samples and classes, in whatever order they came
     columns: list | None = None        # tables: (name, [input indices]) of each; images: None
     rows: pd.DataFrame | None = None   # tables: the test rows as people read them
+    dev: tuple | None = None           # sentences: (x, y) to watch a network's training by
 
     @property
     def baseline(self):                # b of the paper: each variable's mean over the training set
         return mean_baseline(self.x_train)
 
     def __repr__(self):
-        shape = "x".join(map(str, self.x_test.shape[1:]))
-        what = f"images {shape}"
+        text = isinstance(self.x_test, tuple)
+        shape = "" if text else "x".join(map(str, self.x_test.shape[1:]))
+        what = "sentences" if text else f"images {shape}"
         if self.columns is not None:
             what = f"{len(self.columns)} columns in {shape} inputs"
         return (f"{self.name}: {len(self.x_train):,} training and {len(self.x_test):,} "
@@ -68,7 +73,8 @@ def choose_samples(
         raise ValueError(f"k must be a whole number of samples, at least 1; got {k!r}")
     ranks = {}                          # equal samples have equal ranks: the dict keeps one of them
     for i in reversed(range(len(x))):
-        rank = hashlib.sha256(f"{seed} {pixel_hash(x[i])}".encode()).hexdigest()
+        what = x[i] if isinstance(x[i], str) else pixel_hash(x[i])
+        rank = hashlib.sha256(f"{seed} {what}".encode()).hexdigest()
         ranks[rank] = i
     if k > len(ranks):
         raise ValueError(f"{k} different samples were asked for, there are only {len(ranks)}")
@@ -81,6 +87,9 @@ CHECKSUMS = {
     "mnist_5k.csv.gz": "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
     "adult_census.csv": "547551a449e2453ec1b9a3044b0b74e59cf79a4c99291cd478914aa5f9efbcd0",
     "bike.csv": "28878d17e5eb141b6bcaad2f5f8fa5daf90a7ced8e60cabcce0d0e0ef0cf1d96",
+    "sst2/train.tsv": "48eac26399f8456935f81dd9e3a745c1430adb6c62e233ccfe22db4a0d15d1d1",
+    "sst2/dev.tsv": "54a9c12c77e402fc14d6a66a506f24d999f596b0176eb777c972cccc2f9cc4b0",
+    "sst2/test.tsv": "1da6e04ccd65c1ade32864afa62129b3b3d5df0f1b314961ec345af304274093",
 }
 
 def sha256(*paths):
@@ -102,6 +111,7 @@ CONTENT = {
     "cifar10-embedded": "cd25ce8b7d8064fb214231d8504ed5c35af03b3154d78d57b63041850508cf0d",
     "census": "1b3bd733d2131acac1d5e916e8ff82b5e5873f380ba15ba269086dfec6c1b638",
     "bike": "4ab0cd97beb7240bfe0fbe1c3adc200844a593457bbf18c1ab9491e0e457deed",
+    "sst2": "98b9847e2fcee22225ff21df0755a307896f0461608482c3364f345605656f7f",
 }
 
 def content_sha256(
@@ -161,6 +171,7 @@ IMAGES = {"mnist": (60_000, 10_000, (28, 28)),          # training, test, shape
 CLASSES = {"mnist": tuple("0123456789"),
            "census": ("<=50K", ">50K"),
            "bike": ("quiet hour", "busy hour"),
+           "sst2": ("negative", "positive"),
            "commercial": ("programme", "commercial"),
            "cifar10": ("airplane", "automobile", "bird", "cat", "deer",
                        "dog", "frog", "horse", "ship", "truck")}
@@ -421,6 +432,12 @@ COMMERCIAL = {1: "shot length", 2: "motion", 4: "frame difference", 6: "short-ti
               8: "zero crossings", 10: "spectral centroid", 12: "spectral roll-off",
               14: "spectral flux", 16: "fundamental frequency", 4124: "edge change"}
 COMMERCIAL_CHANNELS = ("bbc", "cnn", "cnnibn", "ndtv", "timesnow")
+COMMERCIAL_FILES = {                                  # and git's name of their content
+    "BBC.txt": "a24f88e853cbe758ed513d6d7f346ac09b71ed20",
+    "CNN.txt": "49fb2bb0c4c13b7748e7c4f611995b1b7b2e9a7f",
+    "CNNIBN.txt": "cf765c802121f249b60f76c2e0889023e34c3c39",
+    "NDTV.txt": "f2fc1adac105f0ec5a5403d5c0e6c89ba15cd065",
+    "TIMESNOW.txt": "676f110a0ef0f61482e6dc987361a579ccb488b9"}
 COMMERCIAL_ZIP = "tv_news_commercials.zip"
 COMMERCIAL_URL = ("https://archive.ics.uci.edu/static/public/326/"
                   "tv+news+channel+commercial+detection+dataset.zip")
@@ -447,45 +464,151 @@ def parse_shots(
     return np.array(x).reshape(-1, len(at)), np.array(y, dtype=bool)
 
 # %% ../nbs/06_datasets.ipynb #152dbaea
+def git_blob(body):
+    "By what git knows the content of a file (`git hash-object`): 40 hexadecimal digits of bytes"
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+
 def _is_channel(file):
     file = Path(file)
     return file.suffix.lower() == ".txt" and file.stem.lower() in COMMERCIAL_CHANNELS
 
-def read_commercial(
-    path,    # UCI's zip: BBC.txt, CNN.txt, CNNIBN.txt, NDTV.txt and TIMESNOW.txt, in any folder
-):           # table of the ten features, and (shots,) bool: is it a commercial?
-    "All shots of all channels"
+def _channels(path):
+    "(name, bytes) of the channels in a folder, or in a zip file"
+    if Path(path).is_dir():
+        files = filter(_is_channel, Path(path).iterdir())
+        yield from ((p.name, p.read_bytes()) for p in sorted(files))
+        return
     try:
         with zipfile.ZipFile(path) as z:
-            files = sorted(filter(_is_channel, z.namelist()))
-            parts = [parse_shots(io.TextIOWrapper(z.open(f)), f) for f in files]
+            for f in sorted(filter(_is_channel, z.namelist())):
+                yield Path(f).name, z.read(f)
     except (zipfile.BadZipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{path} is truncated or no zip file ({e}); "
                          "delete it and load again") from None
-    if len(files) != len(COMMERCIAL_CHANNELS):
-        raise ValueError(f"{path} holds the channels {[Path(f).stem for f in files]}, "
-                         f"wanted {', '.join(COMMERCIAL_CHANNELS)} (.txt)")
-    x, y = (np.concatenate(p) for p in zip(*parts))
-    return pd.DataFrame(x, columns=list(COMMERCIAL.values())), y
 
-# %% ../nbs/06_datasets.ipynb #13b06d05
+def read_commercial(
+    path,    # folder with the files COMMERCIAL_FILES; or UCI's zip, which has them in any folder
+):           # table of the ten features (its .attrs tell which files are "altered"), and
+             # (shots,) bool: is it a commercial?
+    "All shots of all channels"
+    parts, blobs = {}, {}
+    for name, body in _channels(path):
+        parts[name] = parse_shots(io.TextIOWrapper(io.BytesIO(body)), name)
+        blobs[name] = git_blob(body)
+    if len(parts) != len(COMMERCIAL_FILES):
+        raise ValueError(f"{path} holds the channels {[Path(f).stem for f in parts]}, "
+                         f"wanted {', '.join(COMMERCIAL_CHANNELS)} (.txt)")
+    x, y = (np.concatenate(p) for p in zip(*parts.values()))
+    frame = pd.DataFrame(x, columns=list(COMMERCIAL.values()))
+    known = {name.lower(): blob for name, blob in COMMERCIAL_FILES.items()}
+    frame.attrs["altered"] = [n for n, blob in blobs.items() if known[n.lower()] != blob]
+    return frame, y
+
 def _load_commercial():
-    path = _from_folder(COMMERCIAL_ZIP)
+    path = _from_folder("commercial") or _from_folder(COMMERCIAL_ZIP)
     try:
         path = path or _download(COMMERCIAL_URL, download_folder()/COMMERCIAL_ZIP)
     except OSError as e:
-        raise _missing("commercial", f"{COMMERCIAL_ZIP} (UCI data set 326)",
+        raise _missing("commercial",
+                       f"the files {', '.join('commercial/' + f for f in COMMERCIAL_FILES)} "
+                       f"of UCI data set 326, or its zip as {COMMERCIAL_ZIP}",
                        "no package carries it, but load('bike') has a table of the same kind "
                        f"that stands in for it ({_EXTRA})",
                        f"the download said: {e}", "downloads it from UCI") from None
     frame, y = read_commercial(path)
+    if altered := frame.attrs.pop("altered"):
+        warnings.warn(f"{', '.join(altered)} of commercial in {path.name} are not UCI's as two public "
+                      "copies have them (git hash-object gives other names); going on with them",
+                      stacklevel=4)
     return _table("commercial", frame, y, split_rows(frame),
                   "UCI TV News Channel Commercial Detection")
+
+# %% ../nbs/06_datasets.ipynb #06sst001
+SST2 = {"train": 67_349, "dev": 872, "test": 1_821}          # rows
+GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
+TREEBANK_URL = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
+
+def read_sentences(
+    path,       # .tsv with the header `sentence` tab `label`, labels 0 or 1
+    rows=None,  # how many there must be
+):              # (sentences, labels)
+    "Sentences and their classes, one a line"
+    try:
+        head, *lines = Path(path).read_text("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged or no text; copy it again") from None
+    pairs = [line.rpartition("\t") for line in lines if line]
+    if head != "sentence\tlabel":
+        raise ValueError(f"{path} begins with {head[:40]!r}, wanted the header 'sentence', a tab, "
+                         "'label'")
+    for k, (sentence, _, label) in enumerate(pairs, 2):
+        if label not in ("0", "1") or not sentence.strip():
+            raise ValueError(f"{path} line {k}: wanted a sentence, a tab and 0 or 1, got "
+                             f"{(sentence + ' | ' + label)[-40:]!r}")
+    if rows not in (None, len(pairs)) or lines[-1:] != [""]:
+        raise ValueError(f"{path} is cut short: it holds {len(pairs):,} rows"
+                         f"{f', wanted {rows:,}' if rows else ''}; copy it again")
+    return tuple(s.strip() for s, _, _ in pairs), [int(label) for _, _, label in pairs]
+
+# %% ../nbs/06_datasets.ipynb #06sst006
+def read_trees(
+    lines,  # of the treebank
+):          # (sentences, labels)
+    "Sentences that are praise (1) or blame (0); the neutral ones are left out"
+    trees = [(line[1], re.findall(r"\(\d ([^()\s]+)\)", line)) for line in lines if line.strip()]
+    if any(grade not in "01234" or not leaves for grade, leaves in trees):
+        raise ValueError("a line is not a tree of the treebank, such as (3 (2 Good) (2 film))")
+    kept = [(" ".join(leaves).lower(), int(grade > "2")) for grade, leaves in trees if grade != "2"]
+    return tuple(s for s, _ in kept), [y for _, y in kept]
+
+def _as_tsv(sentences, labels):
+    rows = [f"{s}\t{y}\n" for s, y in zip(sentences, labels)]
+    return ("sentence\tlabel\n" + "".join(rows)).encode()
+
+def _fetched(url, inside, body, path):
+    "A file made once from one inside an archive that is downloaded once"
+    if not path.exists():
+        archive = _download(url, path.parent/Path(url).name)
+        try:
+            with zipfile.ZipFile(archive) as z:
+                write(path, body(z.read(inside)))
+        except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as e:
+            raise ValueError(f"{archive} is damaged or another archive ({e}); "
+                             "delete it and load again") from None
+    return path
+
+def _sst2_file(part):
+    "train.tsv, dev.tsv or test.tsv: from the folder, from GLUE, from the treebank"
+    if path := _from_folder(f"sst2/{part}.tsv"):
+        return path
+    path = download_folder()/"sst2"/f"{part}.tsv"
+    if part != "test":
+        return _fetched(GLUE_URL, f"SST-2/{part}.tsv", bytes, path)
+    def body(trees): return _as_tsv(*read_trees(trees.decode("utf-8").splitlines()))
+    return _fetched(TREEBANK_URL, "trees/test.txt", body, path)
+
+def _load_sst2():
+    try:
+        files = {part: _sst2_file(part) for part in SST2}
+    except OSError as e:
+        raise _missing("sst2", "sst2/train.tsv, sst2/dev.tsv (GLUE's) and sst2/test.tsv (the "
+                       "treebank's), each with the header 'sentence', a tab, 'label'",
+                       f"no package carries it ({_EXTRA} brings the others); your own sentences "
+                       "need none of it: layerwise_knowledge.track takes them as they are",
+                       f"the download said: {e}", "downloads GLUE's and the treebank's files"
+                       ) from None
+    x, y = zip(*(read_sentences(files[part], SST2[part]) for part in SST2))
+    rows = [[s.encode() for s in one] for one in x]
+    sha = content_sha256(rows[0], y[0], rows[2] + rows[1], y[2] + y[1])
+    return Dataset("sst2", x[0], _labels(y[0]), x[2], _labels(y[2]), CLASSES["sst2"],
+                   "SST-2: GLUE's train and dev, the treebank's test", sha,
+                   dev=(x[1], _labels(y[1])))
 
 # %% ../nbs/06_datasets.ipynb #759d88f8
 _LOADERS = {"mnist": lambda: _load_images("mnist"), "cifar10": lambda: _load_images("cifar10"),
             "census": _load_census, "commercial": _load_commercial, "bike": _load_bike,
-            "mnist-embedded": _load_mnist_embedded, "cifar10-embedded": _load_cifar10_embedded}
+            "mnist-embedded": _load_mnist_embedded, "cifar10-embedded": _load_cifar10_embedded,
+            "sst2": _load_sst2}
 DATASETS = tuple(_LOADERS)
 
 def load(
@@ -495,11 +618,11 @@ def load(
     if name not in DATASETS:
         raise ValueError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
     found, known = _LOADERS[name](), CONTENT.get(name)
-    if known is None:
+    if known is None and name != "commercial":            # whose files have been compared
         warnings.warn(f"{name} from {found.source} could not be compared: this project has never "
                       f"had it; its samples and classes give sha256 {found.sha256[:12]}…",
                       stacklevel=2)
-    elif found.sha256 != known:
+    elif known is not None and found.sha256 != known:
         warnings.warn(f"{name} from {found.source} is not what this project was tested with: its "
                       f"samples and classes give sha256 {found.sha256[:12]}…, tested was "
                       f"{known[:12]}…; if that is not on purpose, fetch it again", stacklevel=2)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_COUNTS', 'STEPS', 'PROBES', 'AFTER', 'RECIPE', 'project_folder', 'read_settings', 'profiles', 'experiments',
-           'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'get_data', 'get_network', 'device',
-           'made_on', 'package_version', 'check_made_from', 'ingredients', 'get_probes', 'get_samples',
-           'explained_class', 'get_scores', 'provenance', 'made_by', 'get_interactions', 'table_hashes', 'split',
-           'check_certificate', 'belongs_together', 'run', 'interactions_sha256', 'get_noise', 'get_attributions',
-           'variants', 'noise_settings', 'everything', 'ship']
+           'settings', 'probed_layers', 'determines', 'cache_folder', 'step_file', 'get_data', 'baseline',
+           'get_network', 'device', 'made_on', 'package_version', 'check_made_from', 'ingredients', 'get_probes',
+           'get_samples', 'explained_class', 'get_scores', 'provenance', 'made_by', 'get_interactions', 'table_hashes',
+           'split', 'check_certificate', 'belongs_together', 'run', 'interactions_sha256', 'get_noise',
+           'get_attributions', 'variants', 'noise_settings', 'everything', 'ship']
 
 # %% ../nbs/08_experiments.ipynb #4fbce7a7
 import configparser
@@ -18,6 +18,8 @@ import json
 import math
 import os
 import platform
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +27,13 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from . import datasets, metrics, models, scores
+from . import datasets, metrics, models, scores, text
 from .files import (compare, content, kept, load_story, load_table, part,
                                        save_table, write)
 from .interactions import orders, subset_sum
 from .knowledge import (CERTIFICATE, extract, integrated_gradients,
                                            noise_moments, noisy_scores)
-from .players import (FeaturePlayers, PatchPlayers, central_patches,
+from .players import (FeaturePlayers, PatchPlayers, Players, central_patches,
                                          foreground_patches, mean_baseline)
 from .probes import Probes, bootstrap_probes, sgd_probes, train_probes
 from .sparsify import sparsify
@@ -90,8 +92,9 @@ _FROM = dict(seed=0, sample_seed=0, draws=2, noise_samples=0, attributed=0, epoc
 _PERHAPS = dict(pool=1, bootstrap=1)                       # the same, or none
 _POSITIVE = ("lr", "probe_lr", "probe_tol", "tol", "tau", "noise", "probe_memory")
 _WORDS = dict(target=("label", "predicted"), background=("visible", "masked"),
-              prefer=("low", "high", "even"), augment=(None, "crop", "crop+flip"),
-              choice=("foreground", "central", "columns"), bfloat16=(True, False),
+              prefer=("low", "high", "even"), augment=(None, "crop", "crop+flip", "mask"),
+              choice=("foreground", "central", "columns", "words"), bfloat16=(True, False),
+              optimiser=("sgd", "adamw"), read=("mean", "[CLS]"),
               probe_half=(True, False), probe=("optimum", "sgd"), labels=("true", "shuffled"))
 
 def _wanted(name, value):
@@ -165,8 +168,8 @@ PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}           # salient per sample a
 
 STEPS = {
     "network": ("source", "network", "seed", "epochs", "lr", "batch_size", "weight_decay", "augment",
-                "bfloat16", "labels"),
-    "probes": ("layers",),
+                "bfloat16", "labels", "optimiser", "pretrained"),
+    "probes": ("layers", "read"),
     "scores": ("samples", "sample_seed", "players", "patch", "choice", "background", "target"),
     "interactions": ("kappa", "tol", "prefer"),
     "noise": ("tau", "noise", "draws", "noise_samples"),
@@ -211,10 +214,37 @@ def step_file(
 def get_data(
     s: dict,     # settings
 ):               # Dataset
-    "The data set that the settings name"
-    return datasets.load(s["source"])
+    "The data set that the settings name; sentences as the network's tokenizer cuts them"
+    return _cut(s)[0] if s["choice"] == "words" else datasets.load(s["source"])
 
-RECIPE = ("epochs", "lr", "batch_size", "weight_decay", "augment", "seed", "bfloat16")
+def _cut(s):
+    "(Dataset, how, sizes, b, index of the samples) of sentences, see _sentences"
+    names = ("source", "pretrained", "players", "read", "samples", "sample_seed")
+    return _sentences(*(s.get(k) for k in names))
+
+@lru_cache(2)
+def _sentences(source, pretrained, n, read, samples, seed):
+    "Sentences as a tokenizer cuts them: samples are test sentences of exactly n words"
+    data = datasets.load(source)
+    tokenizer = models.text_tokenizer(pretrained, data.x_train)
+    fit = [k for k, sentence in enumerate(data.x_test) if len(sentence.split()) == n]
+    chosen = datasets.choose_samples([data.x_test[k] for k in fit], samples, seed)
+    index = torch.tensor(fit)[chosen]
+    rule = text.words(tokenizer, n, read or "mean")
+    x = [data.x_test[k] for k in index]
+    rows, how, games = rule.packed(x, data.x_train, data.x_test, data.dev[0])
+    columns = [(game.owner.tolist(), game.names) for game in games]
+    cut = replace(data, x_train=rows[1], x_test=rows[2], dev=(rows[3], data.dev[1]), columns=columns)
+    return cut, how, len(tokenizer), text.hidden_by(rule, "mean", how), index
+
+def baseline(
+    s: dict,     # settings
+    data,        # get_data(s)
+):               # b
+    "What a hidden player is replaced by: the mean over the training set, or the mask token"
+    return _cut(s)[3] if s["choice"] == "words" else mean_baseline(data.x_train)
+
+RECIPE = ("epochs", "lr", "batch_size", "weight_decay", "augment", "seed", "bfloat16", "optimiser")
 
 def _labels(s, data):
     "The labels that a network is trained on: the true ones; for a control, the same in any order"
@@ -225,25 +255,36 @@ def _labels(s, data):
 
 def _read_out(s, model, data, progress):
     "A control: a network that has learned nothing but to read its own last layer"
-    last = s["layers"][-2]
+    inner = getattr(model, "wrapped_network", model)
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    last, head = models.HEADS.get(kind, (s["layers"][-2], "output"))
     probes = train_probes(model, [last], data.x_train, data.y_train, data.x_test, data.y_test,
                           tol=s["probe_tol"], memory=s["probe_memory"]*2**30, progress=progress)
-    model.get_submodule("output").load_state_dict(probes[last].state_dict())
+    inner.get_submodule(head).load_state_dict(probes[last].state_dict())
     return [dict(train=probes.accuracy[last]["train"], test=probes.accuracy[last]["test"])]
 
 def _new_network(s, checkpoint, progress):
     "Train a network: itself, and what is told of it"
     data = get_data(s)
-    model = models.build(s["network"], data, s["seed"]).to(device())
+    model = _untrained(s, data).to(device())
     if s["epochs"] == 0:
         history = _read_out(s, model, data, progress)
     else:
         history = models.train(model, data.x_train, _labels(s, data), (data.x_test, data.y_test),
-                               **{k: s[k] for k in RECIPE}, checkpoint=checkpoint,
+                               **{k: s[k] for k in RECIPE if k in s}, checkpoint=checkpoint,
                                progress=progress)
-    about = dict(settings=determines(s, "network"), accuracy=history[-1]["test"],
+    dev = dict(dev=models.accuracy(model, *data.dev)) if data.dev else {}
+    about = dict(settings=determines(s, "network"), accuracy=history[-1]["test"], **dev,
                  history=history, made_from=dict(data=data.sha256), made_on=made_on())
     return model.cpu(), about
+
+def _untrained(s, data):
+    "The network before its training here; one for sentences may have been trained elsewhere"
+    if s["choice"] != "words":
+        return models.build(s["network"], data, s["seed"])
+    _, how, pieces, _, _ = _cut(s)
+    return models.build_text(s.get("pretrained"), pieces, how, len(data.classes), s["seed"],
+                             s.get("pretrained_sha256"))
 
 def get_network(
     s: dict,        # settings
@@ -351,12 +392,20 @@ def get_samples(
         x, y = torch.from_numpy(found.x.values), torch.from_numpy(found.y.values)
     else:
         data = get_data(s)
-        index, columns = datasets.choose_samples(data, s["samples"], s["sample_seed"]), data.columns
+        index, columns = _chosen(s, data), data.columns
         x, y = data.x_test[index], data.y_test[index]
     return index, x, y, _players(s, x, columns)
 
+def _chosen(s, data):
+    "Which test samples, by the hash of their content"
+    if s["choice"] == "words":
+        return _cut(s)[4]
+    return datasets.choose_samples(data, s["samples"], s["sample_seed"])
+
 def _players(s, x, columns):
     "One players object per sample"
+    if s["choice"] == "words":
+        return [Players(torch.tensor(owner), names) for owner, names in columns]
     if s["choice"] == "columns":
         return [FeaturePlayers(columns)]*len(x)
     choose = {"foreground": foreground_patches, "central": central_patches}[s["choice"]]
@@ -379,10 +428,10 @@ def _new_scores(s, parts, progress):
     "Score tables of all samples, one part per sample"
     model, about, probes, data, made_from = ingredients(s, progress)
     index, x, y, players = get_samples(s)
-    target, baseline = explained_class(s, model, x, y), mean_baseline(data.x_train)
+    target, b = explained_class(s, model, x, y), baseline(s, data)
     def one(k):
         v = scores.score_table(model, x[[k]], target[[k]], players[k], s["layers"], probes,
-                               baseline, progress=False, sample=[int(index[k])])
+                               b, progress=False, sample=[int(index[k])])
         return v.to_dataset()
     def sample(k): return content(x[k], target[k], players[k].owner)
     bar = tqdm(range(len(x)), desc=f"scores {s['dataset']}/{s['network']}", unit="sample",
@@ -391,7 +440,7 @@ def _new_scores(s, parts, progress):
               for k in bar]
     v = xr.concat(tables, "sample", coords="minimal", compat="override")
     v = v.copy(data=np.round(v.values*2**12)/2**12)       # far below any κ, and half the bytes
-    v = v.rename(y="target").assign_coords(y=("sample", y.numpy()))
+    v = v.drop_encoding().rename(y="target").assign_coords(y=("sample", y.numpy()))
     dims = ("sample", "channel", "row", "column")[:x.ndim]
     story = provenance(s, "scores", made_from, data) | made_by(about, probes)
     return xr.Dataset(dict(v=v, x=(dims, x.numpy())),
@@ -590,12 +639,18 @@ def run(
     return get_interactions(settings(profile, dataset, network, **overrides), progress)
 
 # %% ../nbs/08_experiments.ipynb #a0ff3caa
+def _check_numbers(s):
+    if s["choice"] == "words":
+        raise ValueError("noise and gradients are for numbers, and sentences are words: set "
+                         f"noise_samples and attributed to 0 for {s['dataset']} {s['network']}")
+
 def _new_noise(s, parts, progress):
     "Moments of all samples, one part per sample"
     clean = get_interactions(s, progress).interaction
     layers = [models.SECTION33[s["network"]], "output"]
     omega = metrics.salient(clean, metrics.threshold(clean, s["tau"])).reset_coords(drop=True)
     omega = omega.sel(layer=layers)
+    _check_numbers(s)
     model, _, probes, data, made_from = ingredients(s, progress)
     made_from |= dict(interactions=interactions_sha256(clean))
     index, x, y, players = get_samples(s)
@@ -637,6 +692,7 @@ def get_noise(
 # %% ../nbs/08_experiments.ipynb #d6fd2a2e
 def _new_attributions(s, progress):
     "Attributions of the first samples, at both layers"
+    _check_numbers(s)
     model, _, probes, data, made_from = ingredients(s, progress)
     index, x, y, players = (z[:s["attributed"]] for z in get_samples(s))
     target, baseline = explained_class(s, model, x, y), mean_baseline(data.x_train)

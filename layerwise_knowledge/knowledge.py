@@ -415,7 +415,7 @@ def _check_noise(k, draws, noise):
     if k.model is None:
         raise ValueError("noise is added before the network, and there is none: open the file with "
                          "it, lk.open(path, model)")
-    if getattr(k.model, "how", dict(kind="tensor"))["kind"] in ("dict", "frame") or \
+    if getattr(k.model, "how", dict(kind="tensor"))["kind"] in ("dict", "frame", "text") or \
             not np.issubdtype(k.data.x.dtype, np.floating):
         raise ValueError("noise is added to numbers: stability takes inputs that came as one "
                          "tensor of floats")

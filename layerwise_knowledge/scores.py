@@ -94,7 +94,7 @@ def features(
                 raise ValueError(f"layer {name!r} is called twice in one forward pass, so its name "
                                  f"means two outputs; say which call: {name}#1, {name}#2, ...")
             if calls[name] == (wanted or 1):
-                kept[name] = read(name, _tensor(name, output))
+                kept[name] = read(name, _features(model, name, output))
         return hook
     def anew(module, inputs):
         kept.clear()
@@ -116,7 +116,13 @@ def _modules(model):
         raise TypeError(f"model must be a torch.nn.Module, got {_kind(model)}")
     inner = getattr(model, "wrapped_network", model)
     named = inner.named_modules() if isinstance(inner, nn.Module) else []
-    return {name: module for name, module in named if name} | {"output": model}
+    taps = dict(getattr(model, "taps", {}).items())                       # of a TextNetwork
+    return {name: module for name, module in named if name} | taps | {"output": model}
+
+def _features(model, name, output):
+    "A layer's features: its tensor, or what a network says is to be read of it (see TextNetwork)"
+    reading = getattr(model, "reading", None)
+    return reading(name, _tensor(name, output)) if reading else _tensor(name, output)
 
 def _named_layers(model, layers):
     "layer name -> module, for names that exist and come once"
@@ -586,8 +592,8 @@ def as_network(
     if module and how["kind"] == "array":
         how = dict(kind="tensor")
     like = next(model.parameters(), x) if module else x.double()       # scikit-learn: all digits
-    dtype = x.dtype if how["kind"] == "dict" else like.dtype
-    network = Network(model, how, torch.empty(0, dtype=dtype, device=like.device))
+    dtype = x.dtype if how["kind"] in ("dict", "text") else like.dtype
+    network = _kind_of_network(how)(model, how, torch.empty(0, dtype=dtype, device=like.device))
     z = _all_outputs(network, x)
     network.single = z.ndim == 1 or z.shape[1] == 1
     network.probability = _look_like_probabilities(z, network.single, labels)
@@ -596,6 +602,12 @@ def as_network(
     return model if plain and _returns_tensor(model, x) else network, kind
 
 # %% ../nbs/03_scores.ipynb #03net009
+def _kind_of_network(how):
+    if how["kind"] != "text":
+        return Network
+    from layerwise_knowledge.text import TextNetwork
+    return TextNetwork
+
 @torch.no_grad()
 def _all_outputs(network, x):
     "What the model returns for some inputs, if it can be logits"

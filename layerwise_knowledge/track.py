@@ -19,7 +19,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import scores
+from . import scores, text
 from .files import content, kept, part
 from .knowledge import Knowledge, extract
 from .players import (
@@ -35,7 +35,7 @@ def _calls(network, x):
     def hook(name, module):
         def keep(module, inputs, output):
             try:
-                heard.append((name, module, scores._tensor(name, output).clone()))
+                heard.append((name, module, scores._features(network, name, output).clone()))
             except ValueError:
                 heard.append((name, module, None))                    # no tensor, nothing to probe
         return module.register_forward_hook(keep)
@@ -132,13 +132,14 @@ def _are_labels(y):
 def _classes(model, y):
     "Yes and no as 1 and 0; labels in an estimator's own words as numbers of its classes"
     known = getattr(model, "classes_", getattr(getattr(model, "__self__", None), "classes_", None))
+    known = text.class_names(model) if known is None and text.are_words(y) else known
     if y is None or known is None:
         yes_or_no = str(getattr(y, "dtype", "")).removeprefix("torch.") in ("bool", "boolean")
         return _numbers(y, "labels").long() if yes_or_no else y
     found = pd.Index(known).get_indexer(np.atleast_1d(np.asarray(y)))
     if (found < 0).any():
         raise ValueError(f"the model knows the classes {np.asarray(known).tolist()}, not "
-                         f"{np.ravel(y)[found < 0].tolist()[0]!r}")
+                         f"{np.ravel(y)[found < 0].tolist()[0]!r}; give one of these for each")
     return torch.from_numpy(found)
 
 @torch.no_grad()
@@ -173,7 +174,7 @@ def _games(players, x, train, how):
     made = [players(one) for one in x]
     return [game if hasattr(game, "owner") else Players(game) for game in made]
 
-_MAKERS = (patches, segments, columns)
+_MAKERS = (patches, segments, columns, text.words)
 
 # %% ../nbs/11_track.ipynb #11trk015b
 def _usual_players(x, train, how):
@@ -233,6 +234,8 @@ def _baseline(baseline, x, train, how):
 # %% ../nbs/11_track.ipynb #11trk017
 def _inputs(x, train, test, baseline):
     "Inputs of one kind as tensors, and how they came: x, train, test, baseline (or its word)"
+    if text.are_words(x):
+        raise TypeError("x holds sentences; say who cuts them: players=lk.words(tokenizer)")
     given = {"x": x, "train": train and train[0], "test": test and test[0]}
     if not isinstance(baseline, str):
         given["baseline"] = _as_batch(baseline)
@@ -334,7 +337,7 @@ def _scored(network, x, y, games, names, probes, b, cache, mark, progress):
         tables = [part(Path(cache)/f"scores-{key(k)}.nc", lambda: one(k), {}) for k in bar]
         tables = [t.assign_coords(sample=[k]) for k, t in enumerate(tables)]
     v = xr.concat([t.v for t in tables], "sample", coords="minimal", compat="override")
-    return v.assign_attrs(tables[0].v.attrs)
+    return v.drop_encoding().assign_attrs(tables[0].v.attrs)      # names as long as each needs
 
 # %% ../nbs/11_track.ipynb #11trk021b
 def _extracted(v, kappa, cache, progress):
@@ -356,9 +359,9 @@ def _extracted(v, kappa, cache, progress):
 # %% ../nbs/11_track.ipynb #11trk022
 def track(
     model,           # torch.nn.Module; or, output only, a scikit-learn estimator or a function
-    x,               # inputs to explain, (N, ...): tensor, array, dict of tensors, data frame
+    x,               # inputs to explain, (N, ...): tensor, array, dict, data frame, sentences
     y=None,          # (N,) classes whose log-odds are explained; default: the predicted ones
-    players=None,    # patches(...), segments(...), columns(...), a map of owners, one a sample
+    players=None,    # patches, segments, columns or words (...), a map of owners, one a sample
     layers=None,     # names, see layers(model); default: the top-level blocks and the output
     train=None,      # (x_train, y_train) to train the probes on
     test=None,       # (x_test, y_test) for their accuracy; default: a tenth of train, held out of
@@ -380,8 +383,12 @@ def track(
         raise ValueError("track scores all 2**n subsets: leave masks out; for sampled masks call "
                          "score_table(..., masks=T) and sparsify(v, masks=T)")
     train, test = _pair(train, "train"), _pair(test, "test")
-    x, x_train, x_test, b, how = _inputs(x, train, test, baseline)
     labels = [_classes(model, z) for z in (y, train and train[1], test and test[1])]
+    if isinstance(players, text.Words):
+        (x, x_train, x_test), how, players, b = text.packed(model, players, x, train, test,
+                                                            baseline, labels[1])
+    else:
+        x, x_train, x_test, b, how = _inputs(x, train, test, baseline)
     network, kind = _network(model, x, x_train, how, labels)
     names = _names(network, kind, layers, x, train)
     games = _games(players, x, x_train, how)
@@ -408,7 +415,8 @@ def _names(network, kind, names, x, train):
         with torch.no_grad(), scores._frozen(network):
             classes = network(scores._to_model(network, x[:1])).shape[1]
         single = getattr(network, "single", False)
-        names = _blocks(network, x, 1 if single else classes)
+        usual = getattr(network, "usual", list)()
+        names = usual or _blocks(network, x, 1 if single else classes)
     names = [name for name in scores._named_layers(network, names) if name != "output"] + ["output"]
     if train is None and len(names) > 1:
         raise ValueError(f"{', '.join(names[:-1])} must be read by probes, and probes be trained: "

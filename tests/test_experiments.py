@@ -18,7 +18,8 @@ def test_every_experiment_of_every_profile_has_whole_settings(profile):
     for dataset, network in ex.experiments(profile):
         s = ex.settings(profile, dataset, network)
         wanted = {k for keys in [*ex.STEPS.values(), *ex.PROBES.values()] for k in keys} - {"labels"}
-        wanted -= {"players", "patch"} if s["choice"] == "columns" else set()
+        of_sentences = {"optimiser", "pretrained", "read"}
+        wanted -= {"columns": {"players", "patch"} | of_sentences, "words": {"patch"}}.get(s["choice"], of_sentences)
         assert wanted <= s.keys(), f"{profile} {dataset} {network} lacks {wanted - s.keys()}"
         assert s["layers"][-1] == "output" and len(ex.variants(s)) == 1 + len(s["variants"])
 

@@ -3,7 +3,7 @@ import subprocess, sys
 
 import pytest
 
-EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest", "numba"]
+EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum", "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest", "numba", "transformers", "tokenizers"]
 USE = """
 import sys
 from importlib.machinery import PathFinder
