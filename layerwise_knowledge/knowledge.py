@@ -78,6 +78,9 @@ class Knowledge:
     def metrics(self):        # (layer, kind, order): Eqs. 6-10, means over samples
         return metrics.layer_metrics(self._normalised)
 
+    def _per_sample(self, reference=None):    # the same of each sample
+        return metrics.sample_metrics(self._normalised, reference=reference)
+
     @cached_property
     def _normalised(self):    # first orders merged, layers on one scale (App. M.4)
         i = metrics.merge_first_order(self.interactions)
@@ -101,7 +104,7 @@ def summary(self: Knowledge) -> pd.DataFrame:   # one row a layer
     names, accuracy = self.scores.layer.values, self.probes.accuracy
     right = [accuracy.get(name, {}).get("test", np.nan) for name in names]
     rows = pd.DataFrame({"probe accuracy": right}, index=names)
-    m = metrics.sample_metrics(self._normalised)
+    m = self._per_sample()
     whole = m.sum(["kind", "order"])
     count = m["count"].sum("order").mean("sample")
     rows["salient AND"], rows["salient OR"] = (count.sel(kind=k).values for k in ("and", "or"))
@@ -116,16 +119,17 @@ def summary(self: Knowledge) -> pd.DataFrame:   # one row a layer
 # %% ../nbs/11_knowledge.ipynb #11trk035
 _FORMATS = {"probe accuracy": "{:.1%}", "salient AND": "{:.1f}", "salient OR": "{:.1f}",
             "mean order": "{:.2f}", "completeness": "{:.0%}", "redundancy": "{:.0%}",
-            "largest gap": "{:.0e}"}
+            "held-out R²": "{:.2f}", "largest gap": "{:.0e}"}
 
-def _head(k):
+@patch
+def _head(self: Knowledge):
     "What was explained, in a line"
-    v, told = k.scores, k.told
+    v, told = self.scores, self.told
     words = "log-odds" + " (of the probabilities it returns)" * told["probability"]
     what = "the output" if told["kind"] == "value" else words
     more = "" if told["trained"] else "; give train=(x_train, y_train) to read the layers too"
-    open_ = int((k.data.order_gap > .01).sum())
-    more += f"; {open_} of {k.gap.size} tables without proof of their orders" * (open_ > 0)
+    open_ = int((self.data.order_gap > .01).sum())
+    more += f"; {open_} of {self.gap.size} tables without proof of their orders" * (open_ > 0)
     count = v.sizes["sample"]
     return (f"Knowledge of {what}: {count} sample{'s' * (count > 1)}, {n_players(v)} players, "
             f"κ = {told['kappa']}{more}")
@@ -144,12 +148,12 @@ def _rows(k):
 @patch
 def __repr__(self: Knowledge):
     table, why = _rows(self)
-    return f"{_head(self)}\n{why if table is None else table.to_string()}"
+    return f"{self._head()}\n{why if table is None else table.to_string()}"
 
 @patch
 def _repr_html_(self: Knowledge):
     table, why = _rows(self)
-    return f"<p>{_head(self)}</p>{why if table is None else table.to_html()}"
+    return f"<p>{self._head()}</p>{why if table is None else table.to_html()}"
 
 # %% ../nbs/11_knowledge.ipynb #11trk042
 def _sample(k, sample):
@@ -159,13 +163,15 @@ def _sample(k, sample):
         raise ValueError(f"sample must be one of 0 to {last}, got {sample!r}")
     return int(sample)
 
-def _listed(k, samples):
+@patch
+def _listed(self: Knowledge, samples):
     "All interactions of some samples that are not 0, one a row"
-    i = metrics.merge_first_order(k.interactions).transpose("sample", "layer", "kind", "subset")
+    i = metrics.merge_first_order(self.interactions)
+    i = i.transpose("sample", "layer", "kind", "subset")
     omega = metrics.salient(i).isel(sample=samples)
     i = i.isel(sample=samples)
     at = np.nonzero((i.values != 0) & (i.order.values > 0))
-    names = [k.players[s].names for s in samples]
+    names = [self.players[s].names for s in samples]
     def named(s, S): return " & ".join(name for p, name in enumerate(names[s]) if S >> p & 1)
     value = i.values[at]
     return pd.DataFrame({
@@ -184,7 +190,7 @@ def strongest(
     layer=None,  # of one layer alone
 ) -> pd.DataFrame:  # layer, kind, players, order, interaction (log-odds), odds factor, salient
     "The strongest interactions of one input in each layer, by layer and strength"
-    table = _listed(self, [_sample(self, sample)]).drop(columns="sample")
+    table = self._listed([_sample(self, sample)]).drop(columns="sample")
     names = self.scores.layer.values.tolist() if layer is None else [layer]
     if unknown := set(names) - set(self.scores.layer.values):
         raise ValueError(f"there is no layer {unknown.pop()!r}; there are "
@@ -196,7 +202,7 @@ def strongest(
 @patch
 def to_dataframe(self: Knowledge) -> pd.DataFrame:
     "All interactions that are not 0: sample, layer, kind, players, order, interaction, ..."
-    return _listed(self, list(range(self.scores.sizes["sample"])))
+    return self._listed(list(range(self.scores.sizes["sample"])))
 
 # %% ../nbs/11_knowledge.ipynb #11trk047
 @patch
@@ -208,10 +214,10 @@ def plot(
     "Figure 3 for this network; Figure 1 for one input; of an output alone Figure 2 or 6"
     from layerwise_knowledge import plots
     if sample is not None:
-        return _picture(self, _sample(self, sample), plots)
+        return self._picture(_sample(self, sample), plots)
     if self.scores.sizes["layer"] == 1:
-        return plots.strengths({"output": self.interactions})
-    m = _short(metrics.sample_metrics(self._normalised))
+        return self._strengths(plots)
+    m = _short(self._per_sample())
     return plots.layer_changes(m, kind, _accuracies(self))
 
 def _short(table):
@@ -238,22 +244,28 @@ def _accuracies(k):
             if l in k.probes.accuracy} or None
 
 # %% ../nbs/11_knowledge.ipynb #11trk047c
-def _picture(k, s, plots):
+@patch
+def _strengths(self: Knowledge, plots):
+    "Of an output alone: how strong its interactions are"
+    return plots.strengths({"output": self.interactions})
+
+@patch
+def _picture(self: Knowledge, s, plots):
     "One input: on its picture, where it is one, else in rows"
-    image, owner = _image(k, s)
-    names = k.players[s].names
-    if k.scores.sizes["layer"] == 1:
-        i = k.interactions.isel(sample=s)
+    image, owner = _image(self, s)
+    names = self.players[s].names
+    if self.scores.sizes["layer"] == 1:
+        i = self.interactions.isel(sample=s)
         short = names if image is None else range(len(names))
-        shapley = k.attributions(s).shapley.isel(sample=0)
+        shapley = self.attributions(s).shapley.isel(sample=0)
         short = list(map(str, short))
         return plots.attributions(i, {"Shapley value": shapley}, short, image, owner)
-    i = _short(k._normalised)
+    i = _short(self._normalised)
     i, tau = i.isel(sample=s), metrics.threshold(i)
     if image is None:
-        return plots.interaction_rows(i, names, tau, accuracy=_accuracies(k))
+        return plots.interaction_rows(i, names, tau, accuracy=_accuracies(self))
     sets = plots.destinies(i, tau) or plots.destinies(i, tau, smallest=1)
-    return plots.interaction_map(image, i, owner, tau, sets, accuracy=_accuracies(k))
+    return plots.interaction_map(image, i, owner, tau, sets, accuracy=_accuracies(self))
 
 def _image(k, s):
     "The input as a picture between 0 and 1 and its map of owners, or None twice"
@@ -274,7 +286,7 @@ def flow(
         raise ValueError("flow goes from layer to layer, and only the output is known: give "
                          "train=(x_train, y_train) to track, to read the layers too")
     from layerwise_knowledge import plots
-    m = metrics.sample_metrics(self._normalised, reference="next")
+    m = self._per_sample("next")
     words = dict(new="appears", overlap="persists", forget="disappears")
     table = m[list(words)].mean("sample").rename(words)
     return table, plots.layer_changes(_short(m), kind, _accuracies(self))
@@ -294,8 +306,13 @@ def compare(
             words = "inputs" if what == "x" else "players"
             raise ValueError(f"two networks are compared on the same inputs and players; their "
                              f"{words} differ: give both calls of track the same x and players")
-    both = [l for l in self.scores.layer.values if l in other.scores.layer.values]
-    a, b = (k.interactions.sel(layer=both) for k in (self, other))
+    return self._overlap(other, [l for l in self.scores.layer.values
+                                 if l in other.scores.layer.values])
+
+@patch
+def _overlap(self: Knowledge, other, layers):
+    "IoU of the layers that both have"
+    a, b = (k.interactions.sel(layer=layers) for k in (self, other))
     found = dict(iou=metrics.iou, by_chance=metrics.iou_by_chance,
                  above_chance=metrics.iou_above_chance)
     return xr.Dataset({k: f(a, b).drop_vars("left_out") for k, f in found.items()})
@@ -334,16 +351,20 @@ def attributions(
     sample=None,    # of one input alone
 ) -> xr.Dataset:    # shapley, integrated_gradients where they can be had: (sample, layer, player)
     "Shapley values and Integrated Gradients of every layer's log-odds, one number a player"
-    at = slice(None) if sample is None else [_sample(self, sample)]
-    i = self.interactions.isel(sample=at).astype(float)
-    i = i.transpose("kind", "sample", "layer", "subset")
-    i_and, i_or = (i.sel(kind=kind).values for kind in ("and", "or"))
-    dims = ("sample", "layer", "player")
-    coords = dict(sample=i.sample, layer=i.layer.values)
-    found = xr.Dataset(dict(shapley=(dims, shapley_values(i_and, i_or))), coords)
+    dims, v = ("sample", "layer", "player"), self.scores
+    at = np.arange(v.sizes["sample"]) if sample is None else [_sample(self, sample)]
+    coords = dict(sample=v.sample[at], layer=v.layer.values)
+    found = xr.Dataset(dict(shapley=(dims, self._shapley(at))), coords)
     if sample is None and _has_gradients(self.model):
         found["integrated_gradients"] = dims, _all_gradients(self)
     return found
+
+@patch
+def _shapley(self: Knowledge, samples):
+    "(sample, layer, player)"
+    i = self.interactions.isel(sample=samples).astype(float)
+    i = i.transpose("kind", "sample", "layer", "subset")
+    return shapley_values(*(i.sel(kind=kind).values for kind in ("and", "or")))
 
 def _has_gradients(model):
     "Is there a network to differentiate, and captum to do it?"
@@ -474,7 +495,7 @@ def open(
         weight, bias = (torch.from_numpy(data[z + str(k)].values) for z in ("weight", "bias"))
         linear[layer] = _linear(weight, bias)
     weights = [z for z in data.data_vars if z.rstrip("0123456789") in ("weight", "bias")]
-    k = Knowledge(data.drop_vars(weights), Probes(linear, **told))
+    k = _kind_of(data)(data.drop_vars(weights), Probes(linear, **told))
     if model is not None:
         x = torch.from_numpy(k.data.x.values)
         k.model, _ = scores.as_network(model, x, k.told["how"], k.told["kind"] == "logit")
@@ -483,6 +504,13 @@ def open(
     return k
 
 # %% ../nbs/11_knowledge.ipynb #11trk075b
+def _kind_of(data):
+    "Which Knowledge: of all subsets, or of sampled masks"
+    if "mask" not in data.dims:
+        return Knowledge
+    from layerwise_knowledge.sampled_knowledge import SampledKnowledge
+    return SampledKnowledge
+
 def _read(path):
     "The table in a file of Knowledge.save"
     if not isinstance(path, (str, Path)):
@@ -506,7 +534,7 @@ def _check_same(k, x):
     with scores._frozen(k.model):
         z = torch.cat([k.model(scores._to_model(k.model, part)).cpu() for part in x.split(128)])
     found = scores.log_odds(z, torch.from_numpy(k.data.y.values)).numpy()
-    told = k.scores.sel(layer="output").isel(subset=-1).values
+    told = k.scores.sel(layer="output")[:, -1].values
     whole = np.array([not (p.owner == -2).any() for p in k.players])      # x_N is x itself
     apart = np.abs(found - told)[whole] > 1e-2 * (1 + np.abs(told[whole]))
     if apart.any():

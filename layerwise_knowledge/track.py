@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from . import scores, text
 from .files import content, kept, part
 from .knowledge import Knowledge, extract
+from .sampled_knowledge import SampledKnowledge, chosen_masks, extract_sampled
 from .players import (
     FeaturePlayers, Players, _fitted, _kind, _numbers, check_size, mean_baseline)
 from .probes import Probes, held_out, train_probes
@@ -324,16 +325,18 @@ def _no_probes(names):
     return Probes({})
 
 # %% ../nbs/11_track.ipynb #11trk021
-def _scored(network, x, y, games, names, probes, b, cache, mark, progress):
-    "Score tables of all samples (sample, layer, subset), each kept as soon as it is there"
+def _scored(network, x, y, games, names, probes, b, T, cache, mark, progress):
+    "Score tables of all samples (sample, layer, subset or mask), each kept as soon as it is there"
     def one(k):
-        return scores.score_table(network, x[[k]], y[[k]], games[k], names, probes, b,
+        return scores.score_table(network, x[[k]], y[[k]], games[k], names, probes, b, masks=T,
                                   progress=False, sample=[k]).to_dataset()
     bar = tqdm(range(len(x)), desc="scores", unit="sample", disable=not progress)
     if cache is None:
         tables = [one(k) for k in bar]
     else:
-        def key(k): return _kept_name(mark, names, probes.sha256(), x[k], y[k], games[k].owner, b)
+        which = [] if T is None else [torch.from_numpy(T)]
+        def key(k):
+            return _kept_name(mark, names, probes.sha256(), x[k], y[k], games[k].owner, b, *which)
         tables = [part(Path(cache)/f"scores-{key(k)}.nc", lambda: one(k), {}) for k in bar]
         tables = [t.assign_coords(sample=[k]) for k, t in enumerate(tables)]
     v = xr.concat([t.v for t in tables], "sample", coords="minimal", compat="override")
@@ -356,6 +359,23 @@ def _extracted(v, kappa, cache, progress):
     made = [part(Path(cache)/f"interactions-{key(k)}.nc", lambda: one(k), {}) for k in bar]
     return xr.concat(made, "sample").assign_coords(sample=v.sample)
 
+def _sampled(v, kappa, cache, progress):
+    "Sparse sets of all samples, each kept likewise"
+    bar = tqdm(range(len(v)), desc="interactions", unit="sample", disable=not progress)
+    def one(k):
+        return extract_sampled(v[[k]], kappa)
+    def key(k): return _kept_name(torch.from_numpy(v[k].values), v.masks.values.tolist(), str(kappa))
+    if cache is None:
+        made = [one(k) for k in bar]
+    else:
+        made = [part(Path(cache)/f"sets-{key(k)}.nc", lambda: one(k), {}) for k in bar]
+    made = [m.assign_coords(sample=[k]) for k, m in enumerate(made)]
+    rows = [m[["of_sample", "of_layer", "kind", "owners", "value"]] for m in made]
+    rows = [r.assign(of_sample=r.of_sample*0 + k) for k, r in enumerate(rows)]
+    tables = [m.drop_dims("term") for m in made]
+    return xr.merge([xr.concat(tables, "sample"), xr.concat(rows, "term", data_vars="minimal",
+                                                            coords="minimal", compat="override")])
+
 # %% ../nbs/11_track.ipynb #11trk022
 def track(
     model,           # torch.nn.Module; or, output only, a scikit-learn estimator or a function
@@ -367,7 +387,7 @@ def track(
     test=None,       # (x_test, y_test) for their accuracy; default: a tenth of train, held out of
                      # the probes (but the network has seen it)
     baseline="mean", # what hides a player: "mean" of train, "zeros", or one input
-    masks=None,      # all 2**n subsets are scored; sampled masks go to score_table
+    masks=None,      # how many masks to draw, or which (M, n); default: all 2**n subsets
     kappa=0.04,      # bound on the noise, as a share of |v(x_N) - v(x_∅)| (Eq. 5)
     cache=None,      # folder where every sample is kept; a stopped run goes on from there
     seed=0,          # of the noise that `stability` adds
@@ -379,9 +399,6 @@ def track(
     Scores and interactions are in log-odds. A single output is the logit of class 1 if there are
     labels, else v is the output itself. Probes read maps averaged to 4,096 features. Raises
     ValueError or TypeError, in a sentence, where something does not fit."""
-    if masks is not None:
-        raise ValueError("track scores all 2**n subsets: leave masks out; for sampled masks call "
-                         "score_table(..., masks=T) and sparsify(v, masks=T)")
     train, test = _pair(train, "train"), _pair(test, "test")
     labels = [_classes(model, z) for z in (y, train and train[1], test and test[1])]
     if isinstance(players, text.Words):
@@ -396,8 +413,9 @@ def track(
     sparsify(np.zeros((1, 2)), kappa)                                 # is κ one, before all else?
     told = dict(kind=kind, how=how, kappa=kappa, seed=seed, trained=train is not None,
                 probability=bool(getattr(network, "probability", False)))
-    data = _walk(network, x, labels, games, names, (x_train, x_test), b, cache, told, progress)
-    return Knowledge(*data, network, cache, progress)
+    T = None if masks is None else chosen_masks(masks, games[0].n, seed)
+    data = _walk(network, x, labels, games, names, (x_train, x_test), b, T, cache, told, progress)
+    return (Knowledge if T is None else SampledKnowledge)(*data, network, cache, progress)
 
 # %% ../nbs/11_track.ipynb #11trk023
 def _network(model, x, x_train, how, labels):
@@ -424,7 +442,7 @@ def _names(network, kind, names, x, train):
     return names
 
 # %% ../nbs/11_track.ipynb #11trk023b
-def _walk(network, x, labels, games, names, others, b, cache, told, progress):
+def _walk(network, x, labels, games, names, others, b, T, cache, told, progress):
     "Everything that is computed: (Dataset, Probes)"
     y, y_train, y_test = labels
     y = _explained(network, told["kind"], x, y)
@@ -432,13 +450,13 @@ def _walk(network, x, labels, games, names, others, b, cache, told, progress):
         return (z, t if told["kind"] == "value" else scores._labels(t, z.shape[:1]).cpu())
     train, test = [None if z is None else labelled(z, t)
                    for z, t in zip(others, (y_train, y_test))]
-    _check_games(x, games, b)
+    _check_games(x, games, b, T)
     with scores._frozen(network):
         scores._check_company(network, scores._one_input(network, names, x), x)
     mark = _fingerprint(network, x) if cache is not None else ""
     probes = _probes(network, names, told["kind"], train, test, cache, mark, progress)
-    v = _scored(network, x, y, games, names, probes, b, cache, mark, progress)
-    i = _extracted(v, told["kappa"], cache, progress)
+    v = _scored(network, x, y, games, names, probes, b, T, cache, mark, progress)
+    i = (_extracted if T is None else _sampled)(v, told["kappa"], cache, progress)
     axes = [f"axis{k}" for k in range(x.ndim - 1)]
     owner = np.stack([g.owner.expand(x.shape[1:]).numpy() for g in games]).astype("int32")
     data = i.assign_coords(v.coords).assign(v=v, x=(["sample", *axes], x.numpy()),
@@ -458,14 +476,16 @@ def _whole_entries(b, games, how):
         at = end
     return b
 
-def _check_games(x, games, b):
+def _check_games(x, games, b, T):
     "Do players and baseline fit the inputs? Before anything takes long"
     scores._check_request(x, games, ["output"], None, b, range(len(x)))
-    if games[0].n > 20:
-        n = games[0].n
-        raise ValueError(f"{n} players have 2^{n} subsets, and 20 players are the most: make fewer "
-                         "and larger ones, such as patches of a larger size, or columns joined by "
+    n = games[0].n
+    if T is None and n > 20:
+        raise ValueError(f"{n} players have 2^{n} subsets, and 20 players are the most: ask only "
+                         f"some, masks={40*n:,}; or make fewer and larger ones, such as patches of "
+                         "a larger size, or columns joined by "
                          "layerwise_knowledge.players.FeaturePlayers({'name': [0, 1, 2]})")
-    check_size(games[0].n, x[0], len(x))
+    if T is None:
+        check_size(n, x[0], len(x))
     for game in games:
         _fitted(x[0], b, game.owner)

@@ -331,7 +331,6 @@ BAD = {
     "layers of a regression": (dict(model=net(1), train=(X, X[:, 0]), layers=["1"]),
                                "layers of a regression cannot be read"),
     "kappa": (dict(kappa=-1), "kappa must be a number >= 0"),
-    "masks": (dict(masks=np.ones((3, 4), bool)), "for sampled masks call"),
     "one input alone": (dict(x=X[0]), r"a single input is x\[None\]"),
     "inputs of two kinds": (dict(x=pd.DataFrame(X[:2].numpy())), "the inputs come as frame and"),
     "a mean of whole numbers": (
