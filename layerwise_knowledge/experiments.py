@@ -641,8 +641,8 @@ def run(
 # %% ../nbs/08_experiments.ipynb #a0ff3caa
 def _check_numbers(s):
     if s["choice"] == "words":
-        raise ValueError("noise and gradients are for numbers, and sentences are words: set "
-                         f"noise_samples and attributed to 0 for {s['dataset']} {s['network']}")
+        raise ValueError("noise is added to numbers, and sentences are words: set noise_samples "
+                         f"to 0 for {s['dataset']} {s['network']}")
 
 def _new_noise(s, parts, progress):
     "Moments of all samples, one part per sample"
@@ -692,12 +692,11 @@ def get_noise(
 # %% ../nbs/08_experiments.ipynb #d6fd2a2e
 def _new_attributions(s, progress):
     "Attributions of the first samples, at both layers"
-    _check_numbers(s)
     model, _, probes, data, made_from = ingredients(s, progress)
     index, x, y, players = (z[:s["attributed"]] for z in get_samples(s))
-    target, baseline = explained_class(s, model, x, y), mean_baseline(data.x_train)
+    target, b = explained_class(s, model, x, y), baseline(s, data)
     layers = [models.SECTION33[s["network"]], "output"]
-    table = [integrated_gradients(model, probes, layer, x, target, players, baseline)
+    table = [integrated_gradients(model, probes, layer, x, target, players, b)
              for layer in layers]
     found = xr.DataArray(np.stack(table, 1), dims=("sample", "layer", "player"),
                          coords=dict(sample=index, layer=layers))

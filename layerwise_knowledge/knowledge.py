@@ -329,6 +329,7 @@ def integrated_gradients(
 ):                # (N, n) array, in log-odds
     "Integrated Gradients of one layer's log-odds, added up over every player's variables (Fig. 6)"
     from captum.attr import IntegratedGradients
+    from layerwise_knowledge.text import embedding_gradients
     def shown(whole, z, p):
         return torch.where((p.owner == -1) | (whole & (p.owner >= 0)), z, baseline)
     empty, full = (torch.stack([shown(whole, z, p) for z, p in zip(x, players)])
@@ -339,8 +340,12 @@ def integrated_gradients(
         logits = f[layer] if layer == "output" else probes[layer](f[layer].flatten(1))
         return scores.log_odds(logits, y)
     empty, full = (scores._to_model(model, z) for z in (empty, full))
-    found = IntegratedGradients(v).attribute(full, empty, additional_forward_args=y.to(full.device),
-                                             n_steps=100, internal_batch_size=500).cpu()
+    y = y.to(full.device)
+    if getattr(model, "how", {}).get("kind") == "text":
+        found = embedding_gradients(model, v, full, empty, y).cpu()
+    else:
+        found = IntegratedGradients(v).attribute(full, empty, additional_forward_args=y,
+                                                 n_steps=100, internal_batch_size=500).cpu()
     return np.array([[a[p.owner == k].sum().item() for k in range(p.n)]
                      for a, p in zip(found, players)])
 
@@ -371,7 +376,7 @@ def _has_gradients(model):
     inner = getattr(model, "wrapped_network", model)
     how = getattr(model, "how", dict(kind="tensor"))
     return (importlib.util.find_spec("captum") is not None and isinstance(inner, nn.Module)
-            and how["kind"] == "tensor")
+            and how["kind"] in ("tensor", "text"))
 
 # %% ../nbs/11_knowledge.ipynb #11trk059b
 def _all_gradients(k):

@@ -482,8 +482,8 @@ def _check_games(x, games, b, T):
     n = games[0].n
     if T is None and n > 20:
         raise ValueError(f"{n} players have 2^{n} subsets, and 20 players are the most: ask only "
-                         f"some, masks={40*n:,}; or make fewer and larger ones, such as patches of "
-                         "a larger size, or columns joined by "
+                         f"some, masks={40*n}; or make fewer and larger ones, such as patches of a "
+                         "larger size, words(tokenizer, n=12), or columns joined by "
                          "layerwise_knowledge.players.FeaturePlayers({'name': [0, 1, 2]})")
     if T is None:
         check_size(n, x[0], len(x))

@@ -255,7 +255,7 @@ def ask(x=SENTENCES, y=None, players=None, model=None, **changed):
 W = TOKENIZERS["wordpiece"]
 BAD = {
     "a sentence of one word": (dict(x=["film"]), "'film' is one word, and interactions are"),
-    "more words than can be scored": (dict(x=["bad " * 21]), r"21 words.*words\(tokenizer, n=12\)"),
+    "more words than can be scored": (dict(x=["bad " * 21]), r"21 players.*words\(tokenizer, n=12\)"),
     "fewer words than n": (dict(players=lk.words(W, n=7)), "6 words, but n=7 are to play"),
     "sentences of two lengths": (dict(x=["a film", "a bad film"]), "sentences of 2, 3 words have"),
     "a tokenizer without mask": (dict(players=lk.words(unmasked()), model=network("roberta")[0]),
@@ -425,10 +425,28 @@ def test_a_pretrained_network_that_was_changed_is_named(small):
         M.text_tokenizer("nobody/nothing")
 
 
-def test_noise_and_gradients_are_refused(small):
-    s = ex.settings("text", "sst2", "transformer4", attributed=1)
-    with pytest.raises(ValueError, match="set noise_samples and attributed to 0"):
-        ex._new_attributions(s, False)
+def test_noise_is_refused(small):
+    s = ex.settings("text", "sst2", "transformer4", noise_samples=1)
+    with pytest.raises(ValueError, match="set noise_samples to 0"):
+        ex._check_numbers(s)
+
+
+@each_network
+def test_gradients_along_the_embeddings_add_up(name):
+    "Integrated Gradients of every layer sum to v(x_N) - v(x_∅)"
+    pytest.importorskip("captum")
+    model, tokenizer = network(name)
+    generator = np.random.default_rng(0)
+    known = " ".join(CORPUS).split()
+    train = [" ".join(generator.choice(known, generator.integers(2, 9))) for _ in range(60)]
+    y = torch.arange(60) % 2
+    k = lk.track(model, SENTENCES[:1], [1], lk.words(tokenizer), layers=["hidden1"],
+                 train=(train, y), progress=False)
+    found = k.attributions()
+    v = k.scores.astype(float)
+    total = v[..., -1] - v[..., 0]
+    apart = abs(found.integrated_gradients.sum("player") - total)
+    assert float((apart - .02*abs(total) - .002).max()) < 0
 
 
 # ---- the files of SST-2 ------------------------------------------------------------------------
