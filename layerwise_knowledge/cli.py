@@ -48,7 +48,8 @@ def checked_parameters(
     known = papermill.inspect_notebook(str(path))
     unknown = [k for k in given if k not in known]
     has = ", ".join(f"{k} = {p['default']}" for k, p in known.items())
-    if unknown: raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {has}")
+    if unknown:
+        raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {has}")
     return given
 
 def draw(
@@ -89,12 +90,14 @@ REPORT_HEAD = (f"{'experiment':<17} {'accuracy':>8} {'samples':>7} {'tables':>6}
 # %% ../nbs/10_cli.ipynb #9d49d78e
 def _names(text):
     "dataset/network"
-    if text.count("/") != 1: raise argparse.ArgumentTypeError(f"an experiment is written dataset/network, as in mnist/mlp7; got {text!r}")
+    if text.count("/") != 1:
+        raise argparse.ArgumentTypeError(f"an experiment is written dataset/network, as in mnist/mlp7; got {text!r}")
     return tuple(text.split("/"))
 
 def _pair(text):
     "name=value"
-    if "=" not in text: raise argparse.ArgumentTypeError(f"a parameter is written name=value; got {text!r}")
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"a parameter is written name=value; got {text!r}")
     name, value = text.split("=", 1)
     return name, ex._value(value)
 
@@ -106,9 +109,11 @@ def data(args):
     "say which data sets can be loaded here, and from where"
     names = args.names or datasets.DATASETS
     for name in names:
-        try: print(datasets.load(name))
+        try:
+            print(datasets.load(name))
         except FileNotFoundError as e:
-            if args.names: raise
+            if args.names:
+                raise
             print(f"{name}: not here. {str(e).splitlines()[0]}")
 
 
@@ -122,7 +127,8 @@ def train(args):
 def score(args):
     "score the masked samples and extract their interactions"
     print(REPORT_HEAD)
-    for d, n, s in _chosen(args): print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
+    for d, n, s in _chosen(args):
+        print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
 # %% ../nbs/10_cli.ipynb #b12043aab
 @contextmanager
@@ -176,11 +182,14 @@ def report(args):
     tables = claims.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
-    if not tables: raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} not computed here; {how} does it")
+    if not tables:
+        raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} not computed here; {how} does it")
     print(claims.as_text(claims.judge(tables)), end="\n\n")
     print(REPORT_HEAD)
-    for (d, n), t in tables.items(): print(report_line(d, n, t.out))
-    if left: print(f"not computed here: {', '.join(left)}; {how} does it")
+    for (d, n), t in tables.items():
+        print(report_line(d, n, t.out))
+    if left:
+        print(f"not computed here: {', '.join(left)}; {how} does it")
 
 # %% ../nbs/10_cli.ipynb #b6e04eae
 def parser() -> argparse.ArgumentParser:
@@ -190,11 +199,14 @@ def parser() -> argparse.ArgumentParser:
     for f in (data, train, score, reproduce, figures, report):
         c = commands.add_parser(f.__name__, help=f.__doc__, description=f.__doc__[0].upper() + f.__doc__[1:] + ".")
         c.set_defaults(run=f)
-        if f is data: c.add_argument("names", nargs="*", help=f"data sets (default: all of {', '.join(datasets.DATASETS)})"); continue
+        if f is data:
+            c.add_argument("names", nargs="*", help=f"data sets (default: all of {', '.join(datasets.DATASETS)})")
+            continue
         if f is figures:
             c.add_argument("figures", nargs="*", help="figures by the paper's number, as in fig03 (default: all)")
             c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
-        else: c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
+        else:
+            c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
         if f is reproduce:
             c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
                            "scheduler extract, as in tcp://host:8786")

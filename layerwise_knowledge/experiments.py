@@ -126,9 +126,12 @@ def _check_settings(s):
 # %% ../nbs/08_experiments.ipynb #7254f52f
 def _value(text):
     "Numbers by what they look like, `none` as None, everything else as text"
-    if text == "none": return None
-    try: return json.loads(text)
-    except ValueError: return text
+    if text == "none":
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 def settings(
     profile="quick",

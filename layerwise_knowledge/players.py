@@ -78,13 +78,16 @@ class Players:
         self.owner = _owner_map(owner)
         self.n = int(self.owner.max()) + 1
         idle = sorted(set(range(self.n)) - set(self.owner.unique().tolist()))
-        if idle: raise ValueError(f"players {idle} own no variable; number the {self.n - len(idle)} others without gaps")
+        if idle:
+            raise ValueError(f"players {idle} own no variable; number the {self.n - len(idle)} others without gaps")
         if isinstance(names, str):
             raise TypeError(f"names must be a list with one label a player, got the text {names!r}")
         self.names = [str(p) for p in range(self.n)] if names is None else [str(name) for name in names]
-        if len(self.names) != self.n: raise ValueError(f"{len(self.names)} names for {self.n} players")
+        if len(self.names) != self.n:
+            raise ValueError(f"{len(self.names)} names for {self.n} players")
 
-    def __repr__(self): return f"{type(self).__name__}({self.n} players of an input of shape {tuple(self.owner.shape)}: {', '.join(self.names)})"
+    def __repr__(self):
+        return f"{type(self).__name__}({self.n} players of an input of shape {tuple(self.owner.shape)}: {', '.join(self.names)})"
 
 def _owner_map(owner):
     "The map of owners as int64, or one sentence that says why it is none"
@@ -103,7 +106,8 @@ def _owner_map(owner):
 
 _nobody = {"visible": -1, "masked": -2}
 def _background(background):
-    if background in _nobody: return _nobody[background]
+    if background in _nobody:
+        return _nobody[background]
     raise ValueError(f"background must be 'visible' or 'masked', got {background!r}")
 
 # %% ../nbs/02_players.ipynb #24f5904f
@@ -143,7 +147,8 @@ class PatchPlayers(Players):
             if not (0 <= r < rows and 0 <= c < cols):
                 raise ValueError(f"patch ({r}, {c}) lies outside the image: {shape[1]}x{shape[2]} pixels hold a {rows}x{cols} grid "
                                  f"of {patch}x{patch} patches, rows 0 to {rows - 1} and columns 0 to {cols - 1}")
-            if (r, c) in self.patches[:p]: raise ValueError(f"patch ({r}, {c}) is listed twice; every player needs a patch of its own")
+            if (r, c) in self.patches[:p]:
+                raise ValueError(f"patch ({r}, {c}) is listed twice; every player needs a patch of its own")
             owner[r*patch:(r + 1)*patch, c*patch:(c + 1)*patch] = p
         super().__init__(owner.expand(shape), [f"({r},{c})" for r, c in self.patches])
 
@@ -173,10 +178,13 @@ class FeaturePlayers(Players):
         width = max(flat, default=-1) + 1 if width is None else _whole(width, "width", 1)
         owner = torch.full((width,), _background(background))
         for p, (name, columns) in enumerate(pairs):
-            if not columns: raise ValueError(f"player {name!r} owns no input")
+            if not columns:
+                raise ValueError(f"player {name!r} owns no input")
             for i in columns:
-                if not 0 <= i < width: raise ValueError(f"player {name!r} owns input {i}, but inputs are numbered 0 to {width - 1}")
-                if owner[i] >= 0: raise ValueError(f"input {i} belongs to both {pairs[owner[i]][0]!r} and {name!r}; an input has one owner")
+                if not 0 <= i < width:
+                    raise ValueError(f"player {name!r} owns input {i}, but inputs are numbered 0 to {width - 1}")
+                if owner[i] >= 0:
+                    raise ValueError(f"input {i} belongs to both {pairs[owner[i]][0]!r} and {name!r}; an input has one owner")
                 owner[i] = p
         super().__init__(owner, [name for name, _ in pairs])
 
@@ -210,7 +218,8 @@ def _bytes(image):
     image = _numbers(image, "image").detach().cpu()
     if not image.numel():
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
-    if image.dtype == torch.uint8: return np.ascontiguousarray(image)
+    if image.dtype == torch.uint8:
+        return np.ascontiguousarray(image)
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels must lie in [0, 1] or be uint8, got {low:.3g} to {high:.3g}; "
@@ -238,10 +247,12 @@ def foreground_patches(
     pixels = _bytes(image).reshape(_shape(image.shape))[:, :rows*patch, :cols*patch]
     ink = pixels.reshape(-1, rows, patch, cols, patch).sum((0, 2, 4), dtype=np.int64) / (255 * pixels[:, :patch, :patch].size)
     _enough(n, rows * cols, f"a {rows}x{cols} grid")
-    if not ink.any(): raise ValueError("the image is blank: no patch of it holds any ink")
+    if not ink.any():
+        raise ValueError("the image is blank: no patch of it holds any ink")
     cells = _shuffled(_grid(rows, cols), image, seed)
     inked = [cell for cell in cells if ink[cell] >= min_ink]
-    if len(inked) < n: inked = sorted(cells, key=lambda cell: -ink[cell])      # stable: ties stay shuffled
+    if len(inked) < n:
+        inked = sorted(cells, key=lambda cell: -ink[cell])      # stable: ties stay shuffled
     return sorted(inked[:n])
 
 def _enough(n, available, where):

@@ -35,10 +35,13 @@ def theme():
 
 def _settle(fig):
     "Lay the figure out once and keep it so: the layout's solver adds up in an order that changes from run to run, and the last bits with it"
-    for ax in fig.axes: ax.tick_params("x", labelsize=_RC["xtick.labelsize"]), ax.tick_params("y", labelsize=_RC["ytick.labelsize"])   # else the reader's own settings choose the ticks
+    for ax in fig.axes:
+        ax.tick_params("x", labelsize=_RC["xtick.labelsize"]), ax.tick_params("y", labelsize=_RC["ytick.labelsize"])   # else the reader's own settings choose the ticks
     fig.draw_without_rendering(), fig.set_layout_engine("none")
-    for sub in fig.subfigs: sub.bbox_relative.p0, sub.bbox_relative.p1 = sub.bbox_relative.p0.round(9), sub.bbox_relative.p1.round(9)
-    for ax in fig.axes: ax.set_position(np.round(ax.get_position(original=True).bounds, 9))
+    for sub in fig.subfigs:
+        sub.bbox_relative.p0, sub.bbox_relative.p1 = sub.bbox_relative.p0.round(9), sub.bbox_relative.p1.round(9)
+    for ax in fig.axes:
+        ax.set_position(np.round(ax.get_position(original=True).bounds, 9))
 
 PRINTED = dict(mlp7="MLP-7", vgg11="VGG-11", resnet20="ResNet-20", resnet32="ResNet-32",
                mnist="MNIST", cifar10="CIFAR-10", census="Census", commercial="Commercial", bike="Bike sharing")
@@ -54,7 +57,8 @@ def _figure(function):
     def drawn(*args, **kwargs):
         with mpl.rc_context(_RC):
             fig = function(*args, **kwargs)
-            for t in fig.findobj(mpl.text.Text): t.set_text(printed(t.get_text()))
+            for t in fig.findobj(mpl.text.Text):
+                t.set_text(printed(t.get_text()))
             _settle(fig), plt.close(fig)
             return fig
     return drawn
@@ -84,23 +88,28 @@ def _note(fig, *parts):
 
 def _values(x, what):
     "Named values, or one sentence on what came instead"
-    if not isinstance(x, (xr.DataArray, xr.Dataset)): raise TypeError(f"{what} must be a labelled table (xarray), got {type(x).__name__}")
+    if not isinstance(x, (xr.DataArray, xr.Dataset)):
+        raise TypeError(f"{what} must be a labelled table (xarray), got {type(x).__name__}")
     return x
 
 def _some(tables, what):
-    if not tables: raise ValueError(f"nothing to draw: {what} is empty")
+    if not tables:
+        raise ValueError(f"nothing to draw: {what} is empty")
     return tables
 
 def _one_kind(x, kind):
-    if "kind" not in x.dims: return x
-    if kind not in x.kind.values: raise ValueError(f"kind must be one of {x.kind.values.tolist()}, got {kind!r}")
+    if "kind" not in x.dims:
+        return x
+    if kind not in x.kind.values:
+        raise ValueError(f"kind must be one of {x.kind.values.tolist()}, got {kind!r}")
     return x.sel(kind=kind)
 
 def _interval(x):
     "mean, low, high over samples; without an axis `sample` the three are the same"
     return bootstrap(x) if "sample" in x.dims else xr.Dataset(dict(mean=x, low=x, high=x))
 
-def _order_colours(orders): return dict(zip(orders, sns.color_palette("viridis_r", len(orders) + 1)[1:]))
+def _order_colours(orders):
+    return dict(zip(orders, sns.color_palette("viridis_r", len(orders) + 1)[1:]))
 
 # %% ../nbs/09_plots.ipynb #10d2e8d8b
 def _curve(ax, at, x, colour, marker, band=True, **style):
@@ -108,8 +117,10 @@ def _curve(ax, at, x, colour, marker, band=True, **style):
     b, at = _interval(x), np.asarray(at, float)
     few = (x.notnull().mean("sample") < .5).values if "sample" in x.dims else np.zeros(len(at), bool)
     if band:
-        for where, alpha in ((at < np.inf, .05), (~few, .12)): ax.fill_between(at, b.low, b.high, where=where, color=colour, alpha=alpha, lw=0)   # faint where few samples speak
-    else: ax.vlines(at, b.low, b.high, color=colour, lw=.7, alpha=np.where(few, .25, .7))
+        for where, alpha in ((at < np.inf, .05), (~few, .12)):
+            ax.fill_between(at, b.low, b.high, where=where, color=colour, alpha=alpha, lw=0)   # faint where few samples speak
+    else:
+        ax.vlines(at, b.low, b.high, color=colour, lw=.7, alpha=np.where(few, .25, .7))
     ax.plot(at, b["mean"], color=colour, lw=.5, alpha=.6, ls=style.get("ls", "-"))
     ax.plot(at, b["mean"].where(~few), color=colour, **style)
     for chosen, face in ((~few, colour), (few, "white")):
@@ -169,9 +180,11 @@ def _shown(m, orders):
     "The orders to draw: all, the lowest so many, or those listed; and a note on what is left out"
     every = m.order.values.tolist()
     orders = every if orders is None else every[:orders] if isinstance(orders, int) else list(orders)
-    if wrong := [o for o in orders if o not in every] or not orders: raise ValueError(f"orders must be among {every}, got {wrong if orders else orders}")
+    if wrong := [o for o in orders if o not in every] or not orders:
+        raise ValueError(f"orders must be among {every}, got {wrong if orders else orders}")
     left = [o for o in every if o not in orders]
-    if not left: return orders, ""
+    if not left:
+        return orders, ""
     part = float(m["all"].sel(order=left).sum() / m["all"].sum())
     return orders, f"orders {', '.join(map(str, left))} not shown ({100 * part:.1f} % of all strength)"
 
@@ -271,12 +284,15 @@ def by_order(
             at = [o for o in x.order.values if orders is None or (o <= orders if isinstance(orders, int) else o in orders)]
             shift = _dodge(labels.index(label), len(labels), .06) if len(labels) > 3 else 0
             _curve(ax, np.array(at) + shift, x.sel(order=at), colour, marker, band=len(labels) <= 3, ls=dash)
-            if chance is not None: ax.plot(at, _interval(_one_kind(chance[name][label], kind).sel(order=at))["mean"], color=colour, ls=":", lw=.8)
+            if chance is not None:
+                ax.plot(at, _interval(_one_kind(chance[name][label], kind).sel(order=at))["mean"], color=colour, ls=":", lw=.8)
         ax.set(title=name, xlabel="order $m$", xticks=at)
-        if logy: ax.set_yscale("log"), _plain(ax.yaxis)
+        if logy:
+            ax.set_yscale("log"), _plain(ax.yaxis)
     axs[0][0].set_ylabel(ylabel)
     handles = [mpl.lines.Line2D([], [], color=c, marker=k, ls=d, label=label) for label, (c, k, d) in style.items()]
-    if chance is not None: handles.append(mpl.lines.Line2D([], [], color="0.3", ls=":", lw=.8, label="by chance"))
+    if chance is not None:
+        handles.append(mpl.lines.Line2D([], [], color="0.3", ls=":", lw=.8, label="by chance"))
     fig.legend(handles=handles, loc="outside right upper", title=title or None, alignment="left")
     every = [x for lines in panels.values() for x in lines.values()]
     _note(fig, _players(every[0]), _samples(every), f"{kind.upper()}, intervals: 95 % bootstrap; hollow: fewer than half of the samples count")
@@ -303,7 +319,8 @@ def boxes_by_order(
         left = sum(len(z) for z in groups.values()) - sum(len(z) for z in kept.values())
         notes += [(f"{name}: " if len(panels) > 1 else "") + f"n = {max(groups)} players", _samples([x]), f"{left} sets without pixels > 0 left out" if left else ""]
     axs[0][0].set_ylabel(ylabel)
-    if len(panels) > 1: fig.suptitle(title, fontsize=8)
+    if len(panels) > 1:
+        fig.suptitle(title, fontsize=8)
     _note(fig, *notes)
     return fig
 
@@ -312,8 +329,10 @@ _FATES = {"kept": "at the output too", "forgotten": "gone at the output", "learn
 _DESTINY = {"kept": "#009E73", "forgotten": COLOURS["forget"], "learned late": COLOURS["new"]}   # grey would drown in a grey picture
 
 def _one_sample(i):
-    if "sample" in i.dims: raise ValueError("this figure shows one sample: choose it with i.sel(sample=...)")
-    if "layer" not in i.dims: raise ValueError(f"this figure compares layers, but the axes are {list(i.dims)}")
+    if "sample" in i.dims:
+        raise ValueError("this figure shows one sample: choose it with i.sel(sample=...)")
+    if "layer" not in i.dims:
+        raise ValueError(f"this figure compares layers, but the axes are {list(i.dims)}")
     return merge_first_order(i)
 
 def destinies(
@@ -344,7 +363,8 @@ def _set_label(kind, S, n, names, width=30):
 def _flat_image(image):
     "A picture as matplotlib wants it, and its colour map"
     image = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image, float)
-    if image.ndim == 3: image = image.transpose(1, 2, 0) if image.shape[0] in (1, 3) else image
+    if image.ndim == 3:
+        image = image.transpose(1, 2, 0) if image.shape[0] in (1, 3) else image
     return image.squeeze(), (dict(cmap="gray_r") if image.squeeze().ndim == 2 else {})
 
 def _outline(ax, owner, players, **style):
@@ -359,7 +379,8 @@ def _outline(ax, owner, players, **style):
 def _map_owner(owner, image):
     "Whose pixel it is, (H, W), for a picture of that size"
     want = _flat_image(image)[0].shape[:2]
-    if owner is None or np.shape(owner)[-2:] != want: raise ValueError(f"owner must say whose each pixel is, so for this picture its last axes must be {want}; got {None if owner is None else np.shape(owner)}")
+    if owner is None or np.shape(owner)[-2:] != want:
+        raise ValueError(f"owner must say whose each pixel is, so for this picture its last axes must be {want}; got {None if owner is None else np.shape(owner)}")
     return np.asarray(owner).reshape(-1, *want)[0]
 
 def _frame(ax, owner, margin=3):
@@ -384,10 +405,12 @@ def _numbered(ax, image, owner, names, alpha=.6):
     "The picture with the names of its players"
     picture, look = _flat_image(image)
     ax.imshow(picture, interpolation="nearest", alpha=alpha, **look)
-    for style in (dict(color="w", lw=1.4), dict(color="0.2", lw=.6)): _outline(ax, owner, np.unique(owner[owner >= 0]), **style)
+    for style in (dict(color="w", lw=1.4), dict(color="0.2", lw=.6)):
+        _outline(ax, owner, np.unique(owner[owner >= 0]), **style)
     for k, name in enumerate(names):
         r, c = np.nonzero(owner == k)
-        if len(r): ax.text(c.mean(), r.mean(), name, ha="center", va="center", fontsize=6, path_effects=[mpl.patheffects.withStroke(linewidth=1.6, foreground="w")])
+        if len(r):
+            ax.text(c.mean(), r.mean(), name, ha="center", va="center", fontsize=6, path_effects=[mpl.patheffects.withStroke(linewidth=1.6, foreground="w")])
     _frame(ax, owner)
 
 
@@ -428,7 +451,8 @@ def interaction_map(
     "Fig. 1: one image's strongest interactions through the layers: kept, forgotten, learned late"
     i, tau = _one_sample(i), threshold(i) if tau is None else tau
     sets = destinies(i, tau) if sets is None else sets
-    if not sets: raise ValueError("no interaction of order 2 or more is salient in this picture: choose another sample, or name the sets to show")
+    if not sets:
+        raise ValueError("no interaction of order 2 or more is salient in this picture: choose another sample, or name the sets to show")
     owner = _map_owner(owner, image)
     omega, names = salient(i, tau), i.layer.values
     cell = min(.78, (PAGE - 1.75) / len(names))
@@ -439,8 +463,10 @@ def interaction_map(
     legend = key.legend(handles=[mpl.patches.Patch(color=_DESTINY[d], label=s) for d, s in _FATES.items()], loc="center left", bbox_to_anchor=(-.05, .5), title="number of salient\ninteractions in layer $l$:", alignment="left", borderpad=0, handlelength=1.2, handletextpad=.5)
     key.axis("off"), legend.set_in_layout(False)
     axs = np.array([[fig.add_subplot(grid[r, c + 1]) for c in range(len(names))] for r in range(len(sets))])
-    for row, chosen in zip(axs, sets): _fate(row, image, owner, i, omega, *chosen)
-    for ax, l in zip(axs[0], names): ax.set_title(f"{l}\n{100 * float(accuracy[l]):.1f} %" if accuracy is not None and l in accuracy else l, fontsize=7)
+    for row, chosen in zip(axs, sets):
+        _fate(row, image, owner, i, omega, *chosen)
+    for ax, l in zip(axs[0], names):
+        ax.set_title(f"{l}\n{100 * float(accuracy[l]):.1f} %" if accuracy is not None and l in accuracy else l, fontsize=7)
     _fates(fig.add_subplot(grid[-1, 1:]), i, omega)
     fig.suptitle(title, fontsize=8)
     _note(fig, f"{_players(i)}", "%: test accuracy" if accuracy is not None else "", r"filled: $|I_l(S)|>\tau_l$; below: $I_l(S)$; bars: every order")
@@ -518,7 +544,8 @@ def kappa_sensitivity(
     axs[0][0].set_ylabel(r"$|I_l(S)|\,/\,\max|I_l|$")
     fig.legend(*axs[0][0].get_legend_handles_labels(), title=r"$\kappa\,/\,|v_l(x_N)-v_l(x_\emptyset)|$", loc="outside upper left", ncols=len(tables), alignment="left")
     fig.suptitle(title, fontsize=8)
-    for ax in axs[0]: ax.set_xlabel("rank / samples" if len(names) < 6 else "rank /\nsamples")
+    for ax in axs[0]:
+        ax.set_xlabel("rank / samples" if len(names) < 6 else "rank /\nsamples")
     _note(fig, _players(i), _samples(tables.values()), r"numbers: salient a sample ($|I|>\tau$, dotted line)")
     return fig
 
@@ -529,7 +556,8 @@ def _bars(ax, values, labels, xlabel, big=None):
     at = np.cumsum(lines) - lines / 2
     ax.barh(at, values, color=[COLOURS["new"] if z > 0 else COLOURS["forget"] for z in values], height=.75)
     ax.set_yticks(at, labels), ax.set_ylim(lines.sum() + .1, -.1), ax.axvline(0, color="k", lw=.6), ax.set_xlabel(xlabel)
-    if big: ax.set_xlim(-1.05 * big, 1.05 * big)
+    if big:
+        ax.set_xlim(-1.05 * big, 1.05 * big)
 
 def _heat(ax, values, owner, xlabel, big):
     "One number a player, on the picture"
@@ -556,7 +584,8 @@ def attributions(
     i = _one_sample(i)
     n, rows, pictures = int(i.order.max()), i.layer.values, image is not None
     names = list(names) if names is not None else [str(k) for k in range(n)]
-    if len(names) != n: raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
+    if len(names) != n:
+        raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
     owner = _map_owner(owner, image) if pictures else None
     strongest = {}
     for l in rows:
@@ -567,7 +596,8 @@ def attributions(
     fig, axs = plt.subplots(len(rows), pictures + 1 + len(values), figsize=(PAGE, .3 + sum(heights)), squeeze=False,
                             width_ratios=[.8] * pictures + [1.1] + [1] * len(values), height_ratios=heights)
     for row, l in zip(axs, rows):
-        if pictures: _numbered(row[0], image, owner, names)
+        if pictures:
+            _numbered(row[0], image, owner, names)
         row[0].set_title(f"layer {l}", loc="left", fontweight="bold", fontsize=7.5)
         _bars(row[int(pictures)], *strongest[l], "interaction $I_l(S)$")
         of_players = {method: z.sel(layer=l).values if isinstance(z, xr.DataArray) else np.asarray(z)[list(rows).index(l)] for method, z in values.items()}
@@ -585,7 +615,8 @@ def _spread(ax, x, xlabel, log=False):
     for l, colour in zip(names, sns.color_palette("viridis_r", len(names) + 1)[1:]):
         z = (x if l is None else x.sel(layer=l)).values.ravel()
         z = np.sort(z[np.isfinite(z)])
-        if len(z) > 2000: z = z[np.linspace(0, len(z) - 1, 2000).astype(int)]                   # a line needs no more points
+        if len(z) > 2000:
+            z = z[np.linspace(0, len(z) - 1, 2000).astype(int)]                   # a line needs no more points
         ax.step(np.maximum(z, 1e-9) if log else z, np.arange(1, len(z) + 1) / len(z), where="post", color=colour, label=l)
     ax.set(xlabel=xlabel, ylim=(0, 1.03), **(dict(xscale="log") if log else {}))
 
@@ -600,9 +631,11 @@ def certificates(
     "How good the extractions are: distribution of the certified gaps, of δ and of γ"
     panels = [(gap, "certified gap", True)] + [(z, label, False) for z, label in ((delta, r"$\delta_T\,/\,\kappa$"), (gamma, r"$(\gamma_T-\gamma_\emptyset)\,/\,|v(x_N)-v(x_\emptyset)|$")) if z is not None]
     fig, axs = plt.subplots(1, len(panels), figsize=(COLUMN if len(panels) == 1 else PAGE, 2.1), sharey=True, squeeze=False)
-    for ax, (x, label, log) in zip(axs[0], panels): _spread(ax, _values(x, label), label, log)
+    for ax, (x, label, log) in zip(axs[0], panels):
+        _spread(ax, _values(x, label), label, log)
     axs[0][0].axvline(limit, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
-    if gamma is not None and np.isfinite(gamma).any(): axs[0][-1].set_xlim(np.nanquantile(gamma, (.01, .99)))      # samples of little effect have long tails
+    if gamma is not None and np.isfinite(gamma).any():
+        axs[0][-1].set_xlim(np.nanquantile(gamma, (.01, .99)))      # samples of little effect have long tails
     axs[0][0].set_ylabel("distribution function"), fig.legend(*axs[0][0].get_legend_handles_labels(), loc="outside right center")
     fig.suptitle(title, fontsize=8)
     _note(fig, f"{gap.size} tables, {int((gap <= limit).sum())} with gap ≤ {limit:g}, {int((gap <= limit / 10).sum())} with gap ≤ {limit / 10:g}, largest {float(gap.max()):.2g}")

@@ -101,9 +101,11 @@ def features(
         calls.clear()
     handles = [model.register_forward_pre_hook(anew)]
     handles += [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try: yield kept
+    try:
+        yield kept
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 def _call(name):
     "Which call of a module a name means: 2 for relu#2, None for relu"
@@ -172,10 +174,13 @@ def _tensor(name, output):
 def _frozen(*modules):
     "Evaluation mode while the context is open; afterwards every submodule is as it was"
     modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules: module.eval()
-    try: yield
+    for module in modules:
+        module.eval()
+    try:
+        yield
     finally:
-        for part, mode in modes.items(): part.training = mode
+        for part, mode in modes.items():
+            part.training = mode
 
 def _to_model(model, x):
     "x on the model's device and, unless it holds whole numbers, in its dtype"
@@ -183,7 +188,8 @@ def _to_model(model, x):
     return x.to(weight.device, weight.dtype if x.is_floating_point() else None)
 
 def _reached(kept, name):
-    if name in kept: return kept[name]
+    if name in kept:
+        return kept[name]
     raise ValueError(f"layer {name!r} was never reached by the forward pass of some inputs "
                      "(an early exit?); name layers that every input passes")
 
@@ -199,11 +205,13 @@ def _inputs(x, what):
 @contextmanager
 def _explained(failure, *modules):
     "One sentence where a network or a probe cannot run one input"
-    try: yield
+    try:
+        yield
     except (RuntimeError, IndexError) as e:
         raise ValueError(f"{failure}: {str(e).partition(chr(10))[0]}") from e
     except ValueError as e:
-        if "more than 1 value per channel" not in str(e): raise
+        if "more than 1 value per channel" not in str(e):
+            raise
         raise ValueError(_two_answers("one input cannot run alone", False, modules)) from None
 
 @torch.no_grad()
@@ -216,7 +224,8 @@ def _one_input(model, layers, x):
     if z.ndim != 2 or z.shape[1] < 2:
         raise ValueError("the model must return logits (batch, classes) of at least two classes; "
                          f"one input gave {tuple(z.shape)}")
-    for name in layers: _check_batch(_reached(f, name), name, 1)
+    for name in layers:
+        _check_batch(_reached(f, name), name, 1)
     return f
 
 def _check_batch(f, name, inputs):
@@ -228,7 +237,8 @@ def _check_batch(f, name, inputs):
 def _check_company(model, one, x):
     "Refuse a network whose first input gives something else beside the second one"
     def run(x):
-        with features(model, one) as f: model(_to_model(model, x))
+        with features(model, one) as f:
+            model(_to_model(model, x))
         return f
     two, tolerance = run(x[:2]), _tolerance(*model.parameters(), *one.values())
     for name, f in one.items():
@@ -316,7 +326,8 @@ def _probe_logits(probe, f):
     return probe(f.reshape(len(f), -1).to(next(probe.parameters(), f).dtype))
 
 def _batch_size(model, batch_size):
-    if batch_size is not None: return _whole(batch_size, "batch_size", 1)
+    if batch_size is not None:
+        return _whole(batch_size, "batch_size", 1)
     return 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
 
 def _all_scores(score, x, y, game, baseline, batch_size, bar, T):
@@ -342,7 +353,8 @@ def _check_ends(score, ends, y, v, tolerance, where, modules):
 
 def _check_request(x, games, layers, probes, baseline, sample):
     "layer -> probe, if the request is complete"
-    for game in games: _check_players(game)
+    for game in games:
+        _check_players(game)
     for what, count in (("players", len(games)), ("sample names", len(sample))):
         if count != len(x):
             raise ValueError(f"{len(x)} inputs but {count} {what}; "
@@ -372,13 +384,15 @@ def _check_network(model, x, y, games, layers, probes, baseline, batch_size, max
     with _frozen(model, *probes.values()), torch.inference_mode():
         one = _one_input(model, layers, x)
         _check_labels(y, one["output"].shape[1])
-        for name, probe in probes.items(): _check_probe(name, probe, one[name], one["output"])
+        for name, probe in probes.items():
+            _check_probe(name, probe, one[name], one["output"])
     here = _to_model(model, x[:1])
     held = max(f.nbytes for f in (here, *one.values())) * 2 + here.nbytes        # in, out, masked
     batch = min(batch_size, 1 << games[0].n) * held * (here.device.type == "cpu")
     if max_players is not None:
         check_size(games[0].n, here[0], len(x) * len(layers), max_players, batch)
-    for game in games: _fitted(here[0], baseline, game.owner)
+    for game in games:
+        _fitted(here[0], baseline, game.owner)
     weights = [w for module in (model, *probes.values()) for w in module.parameters()]
     return _tolerance(*weights, *one.values())
 
