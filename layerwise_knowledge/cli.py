@@ -79,8 +79,10 @@ def report_line(
     count = metrics.salient(i).isel(layer=-1).sum(["kind", "subset"])
     b = metrics.bootstrap(count)
     paper = ex.PAPER_COUNTS.get(dataset)
-    return (f"{dataset + '/' + network:<17} {float(out.accuracy[-1]):>8.1%} {out.sizes['sample']:>7} "
-            f"{out.gap.size:>6} {float(out.gap.max()):>9.1e} {float((out.gap <= 1e-3).mean()):>8.0%}  "
+    gap = out.gap
+    return (f"{dataset + '/' + network:<17} {float(out.accuracy[-1]):>8.1%} "
+            f"{out.sizes['sample']:>7} {gap.size:>6} {float(gap.max()):>9.1e} "
+            f"{float((gap <= 1e-3).mean()):>8.0%}  "
             f"{float(b['mean']):>5.1f} [{float(b.low):.1f}, {float(b.high):.1f}]"
             + (f", paper {paper}" if paper else ""))
 
@@ -91,7 +93,8 @@ REPORT_HEAD = (f"{'experiment':<17} {'accuracy':>8} {'samples':>7} {'tables':>6}
 def _names(text):
     "dataset/network"
     if text.count("/") != 1:
-        raise argparse.ArgumentTypeError(f"an experiment is written dataset/network, as in mnist/mlp7; got {text!r}")
+        raise argparse.ArgumentTypeError("an experiment is written dataset/network, as in "
+                                         f"mnist/mlp7; got {text!r}")
     return tuple(text.split("/"))
 
 def _pair(text):
@@ -103,7 +106,8 @@ def _pair(text):
 
 def _chosen(args):
     "The experiments that were asked for, each with its checked settings"
-    return [(d, n, ex.settings(args.profile, d, n)) for d, n in args.experiments or ex.experiments(args.profile)]
+    asked = args.experiments or ex.experiments(args.profile)
+    return [(d, n, ex.settings(args.profile, d, n)) for d, n in asked]
 
 def data(args):
     "say which data sets can be loaded here, and from where"
@@ -122,7 +126,8 @@ def train(args):
     "train the networks and their probes"
     for d, n, s in _chosen(args):
         (_, about), probes = ex.get_network(s, not args.quiet), ex.get_probes(s, not args.quiet)
-        print(f"{d}/{n}: test accuracy {about['accuracy']:.1%}; probes " + ", ".join(f"{k} {a['test']:.1%}" for k, a in probes.accuracy.items() if k != "output"))
+        right = {k: f"{k} {a['test']:.1%}" for k, a in probes.accuracy.items() if k != "output"}
+        print(f"{d}/{n}: test accuracy {about['accuracy']:.1%}; probes", ", ".join(right.values()))
 
 def score(args):
     "score the masked samples and extract their interactions"
@@ -145,13 +150,15 @@ def _workers(address):
     try:
         client = Client(address, timeout=10)
     except (OSError, TimeoutError, ValueError) as e:
-        raise RuntimeError(f"no dask scheduler answers at {address} ({type(e).__name__}); start one "
-                           "with `dask scheduler` and workers with `dask worker ADDRESS`") from None
+        raise RuntimeError(
+            f"no dask scheduler answers at {address} ({type(e).__name__}); start one with "
+            "`dask scheduler` and workers with `dask worker ADDRESS`") from None
     with client, parallel_config(backend="dask"):
         yield
 
 def reproduce(args):
-    "make everything that the figures and the report draw from, and put what is small into data/results"
+    """make everything that the figures and the report draw from, and put what is small into
+    data/results"""
     with _workers(args.dask):
         for d, n, s in _chosen(args):
             ex.everything(s, not args.quiet)
@@ -183,7 +190,8 @@ def report(args):
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
     if not tables:
-        raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} not computed here; {how} does it")
+        raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} "
+                         f"not computed here; {how} does it")
     print(claims.as_text(claims.judge(tables)), end="\n\n")
     print(REPORT_HEAD)
     for (d, n), t in tables.items():
@@ -193,27 +201,39 @@ def report(args):
 
 # %% ../nbs/10_cli.ipynb #b6e04eae
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lk", description="Layerwise change of knowledge: experiments and figures.", epilog="Results are kept in data/cache and found again; "
-                                "settings.ini holds every number. Example: lk figures fig03 --profile quick")
+    p = argparse.ArgumentParser(
+        "lk", description="Layerwise change of knowledge: experiments and figures.",
+        epilog="Results are kept in data/cache and found again; settings.ini holds every number. "
+               "Example: lk figures fig03 --profile quick")
     commands = p.add_subparsers(dest="command", required=True, metavar="command")
     for f in (data, train, score, reproduce, figures, report):
-        c = commands.add_parser(f.__name__, help=f.__doc__, description=f.__doc__[0].upper() + f.__doc__[1:] + ".")
+        about = f.__doc__[0].upper() + f.__doc__[1:] + "."
+        c = commands.add_parser(f.__name__, help=f.__doc__, description=about)
         c.set_defaults(run=f)
         if f is data:
-            c.add_argument("names", nargs="*", help=f"data sets (default: all of {', '.join(datasets.DATASETS)})")
-            continue
-        if f is figures:
-            c.add_argument("figures", nargs="*", help="figures by the paper's number, as in fig03 (default: all)")
-            c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
+            every = ", ".join(datasets.DATASETS)
+            c.add_argument("names", nargs="*", help=f"data sets (default: all of {every})")
         else:
-            c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
-        if f is reproduce:
-            c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
-                           "scheduler extract, as in tcp://host:8786")
-        usual = "paper" if f in (figures, report) else "quick"
-        c.add_argument("--profile", default=usual, help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: {usual})")
-        c.add_argument("--quiet", action="store_true", help="no progress bars")
+            _ask_which(c, f)
     return p
+
+def _ask_which(c, f):
+    "Arguments of a command on experiments or figures: which of them, and from which profile"
+    if f is figures:
+        c.add_argument("figures", nargs="*",
+                       help="figures by the paper's number, as in fig03 (default: all)")
+        c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE",
+                       help="a parameter of the figure notebooks; may be repeated")
+    else:
+        c.add_argument("experiments", nargs="*", type=_names,
+                       help="as in mnist/mlp7 (default: all of the profile)")
+    if f is reproduce:
+        c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
+                       "scheduler extract, as in tcp://host:8786")
+    usual = "paper" if f in (figures, report) else "quick"
+    c.add_argument("--profile", default=usual, help="how much to do, a profile of settings.ini: "
+                   f"{', '.join(ex.profiles())} (default: {usual})")
+    c.add_argument("--quiet", action="store_true", help="no progress bars")
 
 # %% ../nbs/10_cli.ipynb #b6e04eaeb
 def main(

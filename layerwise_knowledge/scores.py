@@ -83,7 +83,7 @@ def features(
     layers,      # names of submodules as in model.named_modules(), "relu#2" for the second call of
                  # one that is used again; "output" is what the model itself returns
     read=_copy,  # read(name, output): what to keep of an output, at the moment it is made
-):               # context manager that gives a dict: layer -> what was kept in the latest forward pass
+):               # context manager that gives a dict: layer -> what was kept in the latest pass
     "Listen to the outputs of named layers while the context is open"
     modules, kept, calls = _named_layers(model, layers), {}, Counter()
     def keep(name):
@@ -268,23 +268,23 @@ def _two_answers(where, random, modules):
 
 # %% ../nbs/03_scores.ipynb #f4aae9c0
 def score_table(
-    model,             # any torch.nn.Module that returns logits (batch, classes); on its own device, in its own dtype
+    model,             # any torch.nn.Module that returns logits (batch, classes)
     x,                 # inputs to explain, (N, ...)
     y,                 # (N,) the class to explain for each: the true one, or the predicted one
     players,           # one object with .n and .owner for all inputs, or a list with one for each
-    layers,            # names of layers; "output" is the network's own output, the others need a probe
-    probes=None,       # layer -> classifier of flattened features: a dict, or what train_probes gives
-    baseline=None,     # b, shape of one input: what hidden players are replaced by (see mean_baseline)
-    batch_size=None,   # most masked inputs in one forward pass (default: 128 on a processor, whose caches are small, else 2048)
+    layers,            # names of layers; "output" is the network's, the others need a probe
+    probes=None,       # layer -> classifier of flattened features, as train_probes gives them
+    baseline=None,     # b, shape of one input: what replaces hidden players (see mean_baseline)
+    batch_size=None,   # most masked inputs in one pass (default: 128 on a processor, else 2048)
     progress=True,     # show a progress bar
     sample=None,       # labels of the inputs on the sample axis; default 0, 1, 2, ...
     max_players=20,    # refuse more players than this
-    masks=None,        # (M, n) bool: score only these masks, however many players (see sampled.masks)
-):                     # xarray.DataArray "v" (sample, layer, subset), or (sample, layer, mask), float32
+    masks=None,        # (M, n) bool: only these masks, however many players (see sampled.masks)
+):                     # xarray.DataArray "v" (sample, layer, subset or mask), float32
     """v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one
     forward pass (Eq. 5)
 
-    Raises ValueError or TypeError where network, inputs, players, probes and baseline do not fit."""
+    Raises ValueError or TypeError where network, inputs, players, probes, baseline do not fit."""
     layers, x = list(_named_layers(model, layers)), _inputs(x, "x")
     y, sample = _labels(y, x.shape[:1]), list(range(len(x)) if sample is None else sample)
     games = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
@@ -577,7 +577,8 @@ def _function(model):
     "The function of a batch that stands for an estimator"
     owner = getattr(model, "__self__", None)
     if getattr(model, "__name__", "") == "predict" and hasattr(owner, "classes_"):
-        raise TypeError("predict gives classes, not how sure the model is: pass the estimator itself")
+        raise TypeError("predict gives classes, not how sure the model is: "
+                        "pass the estimator itself")
     if callable(model):
         return model
     if hasattr(model, "predict_proba"):
@@ -585,10 +586,11 @@ def _function(model):
     if hasattr(model, "predict") and not hasattr(model, "classes_"):
         return model.predict
     if hasattr(model, "predict"):
-        raise TypeError(f"{type(model).__name__} gives no probabilities: pass its .decision_function"
-                        " to explain that, or fit it inside a CalibratedClassifierCV")
-    raise TypeError("model must be a torch.nn.Module, a fitted scikit-learn estimator or a function "
-                    f"of a batch of inputs, got {_kind(model)}")
+        raise TypeError(f"{type(model).__name__} gives no probabilities: pass its "
+                        ".decision_function to explain that, or fit it inside a "
+                        "CalibratedClassifierCV")
+    raise TypeError("model must be a torch.nn.Module, a fitted scikit-learn estimator or a "
+                    f"function of a batch of inputs, got {_kind(model)}")
 
 # %% ../nbs/03_scores.ipynb #03net008
 def as_network(
