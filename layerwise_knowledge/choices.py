@@ -55,7 +55,7 @@ def plot_optima(tables):
     tables = [t for t in tables.values() if len(optima(t)) > 1]
     if not tables:
         return None
-    with plt.rc_context(plots._RC):
+    with plt.rc_context(plots.RC):
         fig, axs = plt.subplots(2, len(tables), figsize=(7.4, 3.1), sharey="row", squeeze=False,
                                 layout="constrained")
         for column, t in zip(axs.T, tables):

@@ -48,7 +48,8 @@ def checked_parameters(
     known = papermill.inspect_notebook(str(path))
     unknown = [k for k in given if k not in known]
     has = ", ".join(f"{k} = {p['default']}" for k, p in known.items())
-    if unknown: raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {has}")
+    if unknown:
+        raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {has}")
     return given
 
 def draw(
@@ -78,8 +79,10 @@ def report_line(
     count = metrics.salient(i).isel(layer=-1).sum(["kind", "subset"])
     b = metrics.bootstrap(count)
     paper = ex.PAPER_COUNTS.get(dataset)
-    return (f"{dataset + '/' + network:<17} {float(out.accuracy[-1]):>8.1%} {out.sizes['sample']:>7} "
-            f"{out.gap.size:>6} {float(out.gap.max()):>9.1e} {float((out.gap <= 1e-3).mean()):>8.0%}  "
+    gap = out.gap
+    return (f"{dataset + '/' + network:<17} {float(out.accuracy[-1]):>8.1%} "
+            f"{out.sizes['sample']:>7} {gap.size:>6} {float(gap.max()):>9.1e} "
+            f"{float((gap <= 1e-3).mean()):>8.0%}  "
             f"{float(b['mean']):>5.1f} [{float(b.low):.1f}, {float(b.high):.1f}]"
             + (f", paper {paper}" if paper else ""))
 
@@ -89,26 +92,32 @@ REPORT_HEAD = (f"{'experiment':<17} {'accuracy':>8} {'samples':>7} {'tables':>6}
 # %% ../nbs/10_cli.ipynb #9d49d78e
 def _names(text):
     "dataset/network"
-    if text.count("/") != 1: raise argparse.ArgumentTypeError(f"an experiment is written dataset/network, as in mnist/mlp7; got {text!r}")
+    if text.count("/") != 1:
+        raise argparse.ArgumentTypeError("an experiment is written dataset/network, as in "
+                                         f"mnist/mlp7; got {text!r}")
     return tuple(text.split("/"))
 
 def _pair(text):
     "name=value"
-    if "=" not in text: raise argparse.ArgumentTypeError(f"a parameter is written name=value; got {text!r}")
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"a parameter is written name=value; got {text!r}")
     name, value = text.split("=", 1)
     return name, ex._value(value)
 
 def _chosen(args):
     "The experiments that were asked for, each with its checked settings"
-    return [(d, n, ex.settings(args.profile, d, n)) for d, n in args.experiments or ex.experiments(args.profile)]
+    asked = args.experiments or ex.experiments(args.profile)
+    return [(d, n, ex.settings(args.profile, d, n)) for d, n in asked]
 
 def data(args):
     "say which data sets can be loaded here, and from where"
     names = args.names or datasets.DATASETS
     for name in names:
-        try: print(datasets.load(name))
+        try:
+            print(datasets.load(name))
         except FileNotFoundError as e:
-            if args.names: raise
+            if args.names:
+                raise
             print(f"{name}: not here. {str(e).splitlines()[0]}")
 
 
@@ -117,12 +126,14 @@ def train(args):
     "train the networks and their probes"
     for d, n, s in _chosen(args):
         (_, about), probes = ex.get_network(s, not args.quiet), ex.get_probes(s, not args.quiet)
-        print(f"{d}/{n}: test accuracy {about['accuracy']:.1%}; probes " + ", ".join(f"{k} {a['test']:.1%}" for k, a in probes.accuracy.items() if k != "output"))
+        right = {k: f"{k} {a['test']:.1%}" for k, a in probes.accuracy.items() if k != "output"}
+        print(f"{d}/{n}: test accuracy {about['accuracy']:.1%}; probes", ", ".join(right.values()))
 
 def score(args):
     "score the masked samples and extract their interactions"
     print(REPORT_HEAD)
-    for d, n, s in _chosen(args): print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
+    for d, n, s in _chosen(args):
+        print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
 # %% ../nbs/10_cli.ipynb #b12043aab
 @contextmanager
@@ -139,13 +150,15 @@ def _workers(address):
     try:
         client = Client(address, timeout=10)
     except (OSError, TimeoutError, ValueError) as e:
-        raise RuntimeError(f"no dask scheduler answers at {address} ({type(e).__name__}); start one "
-                           "with `dask scheduler` and workers with `dask worker ADDRESS`") from None
+        raise RuntimeError(
+            f"no dask scheduler answers at {address} ({type(e).__name__}); start one with "
+            "`dask scheduler` and workers with `dask worker ADDRESS`") from None
     with client, parallel_config(backend="dask"):
         yield
 
 def reproduce(args):
-    "make everything that the figures and the report draw from, and put what is small into data/results"
+    """make everything that the figures and the report draw from, and put what is small into
+    data/results"""
     with _workers(args.dask):
         for d, n, s in _chosen(args):
             ex.everything(s, not args.quiet)
@@ -176,32 +189,51 @@ def report(args):
     tables = claims.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
-    if not tables: raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} not computed here; {how} does it")
+    if not tables:
+        raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} "
+                         f"not computed here; {how} does it")
     print(claims.as_text(claims.judge(tables)), end="\n\n")
     print(REPORT_HEAD)
-    for (d, n), t in tables.items(): print(report_line(d, n, t.out))
-    if left: print(f"not computed here: {', '.join(left)}; {how} does it")
+    for (d, n), t in tables.items():
+        print(report_line(d, n, t.out))
+    if left:
+        print(f"not computed here: {', '.join(left)}; {how} does it")
 
 # %% ../nbs/10_cli.ipynb #b6e04eae
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lk", description="Layerwise change of knowledge: experiments and figures.", epilog="Results are kept in data/cache and found again; "
-                                "settings.ini holds every number. Example: lk figures fig03 --profile quick")
+    p = argparse.ArgumentParser(
+        "lk", description="Layerwise change of knowledge: experiments and figures.",
+        epilog="Results are kept in data/cache and found again; settings.ini holds every number. "
+               "Example: lk figures fig03 --profile quick")
     commands = p.add_subparsers(dest="command", required=True, metavar="command")
     for f in (data, train, score, reproduce, figures, report):
-        c = commands.add_parser(f.__name__, help=f.__doc__, description=f.__doc__[0].upper() + f.__doc__[1:] + ".")
+        about = f.__doc__[0].upper() + f.__doc__[1:] + "."
+        c = commands.add_parser(f.__name__, help=f.__doc__, description=about)
         c.set_defaults(run=f)
-        if f is data: c.add_argument("names", nargs="*", help=f"data sets (default: all of {', '.join(datasets.DATASETS)})"); continue
-        if f is figures:
-            c.add_argument("figures", nargs="*", help="figures by the paper's number, as in fig03 (default: all)")
-            c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE", help="a parameter of the figure notebooks; may be repeated")
-        else: c.add_argument("experiments", nargs="*", type=_names, help="as in mnist/mlp7 (default: all of the profile)")
-        if f is reproduce:
-            c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
-                           "scheduler extract, as in tcp://host:8786")
-        usual = "paper" if f in (figures, report) else "quick"
-        c.add_argument("--profile", default=usual, help=f"how much to do, a profile of settings.ini: {', '.join(ex.profiles())} (default: {usual})")
-        c.add_argument("--quiet", action="store_true", help="no progress bars")
+        if f is data:
+            every = ", ".join(datasets.DATASETS)
+            c.add_argument("names", nargs="*", help=f"data sets (default: all of {every})")
+        else:
+            _ask_which(c, f)
     return p
+
+def _ask_which(c, f):
+    "Arguments of a command on experiments or figures: which of them, and from which profile"
+    if f is figures:
+        c.add_argument("figures", nargs="*",
+                       help="figures by the paper's number, as in fig03 (default: all)")
+        c.add_argument("--set", action="append", type=_pair, metavar="NAME=VALUE",
+                       help="a parameter of the figure notebooks; may be repeated")
+    else:
+        c.add_argument("experiments", nargs="*", type=_names,
+                       help="as in mnist/mlp7 (default: all of the profile)")
+    if f is reproduce:
+        c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
+                       "scheduler extract, as in tcp://host:8786")
+    usual = "paper" if f in (figures, report) else "quick"
+    c.add_argument("--profile", default=usual, help="how much to do, a profile of settings.ini: "
+                   f"{', '.join(ex.profiles())} (default: {usual})")
+    c.add_argument("--quiet", action="store_true", help="no progress bars")
 
 # %% ../nbs/10_cli.ipynb #b6e04eaeb
 def main(

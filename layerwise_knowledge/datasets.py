@@ -517,8 +517,9 @@ def _load_commercial():
                        f"the download said: {e}", "downloads it from UCI") from None
     frame, y = read_commercial(path)
     if altered := frame.attrs.pop("altered"):
-        warnings.warn(f"{', '.join(altered)} of commercial in {path.name} are not UCI's as two public "
-                      "copies have them (git hash-object gives other names); going on with them",
+        warnings.warn(f"{', '.join(altered)} of commercial in {path.name} are not UCI's as two "
+                      "public copies have them (git hash-object gives other names); "
+                      "going on with them",
                       stacklevel=4)
     return _table("commercial", frame, y, split_rows(frame),
                   "UCI TV News Channel Commercial Detection")

@@ -126,9 +126,12 @@ def _check_settings(s):
 # %% ../nbs/08_experiments.ipynb #7254f52f
 def _value(text):
     "Numbers by what they look like, `none` as None, everything else as text"
-    if text == "none": return None
-    try: return json.loads(text)
-    except ValueError: return text
+    if text == "none":
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 def settings(
     profile="quick",
@@ -164,11 +167,11 @@ def probed_layers(
     return list(models.PROBED.get(table, models.PROBED[network]))
 
 # %% ../nbs/08_experiments.ipynb #6c6ef681
-PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}           # salient per sample at the output (claim C1)
+PAPER_COUNTS = {"mnist": 21.8, "cifar10": 45.6}    # salient per sample at the output (claim C1)
 
 STEPS = {
-    "network": ("source", "network", "seed", "epochs", "lr", "batch_size", "weight_decay", "augment",
-                "bfloat16", "labels", "optimiser", "pretrained"),
+    "network": ("source", "network", "seed", "epochs", "lr", "batch_size", "weight_decay",
+                "augment", "bfloat16", "labels", "optimiser", "pretrained"),
     "probes": ("layers", "read"),
     "scores": ("samples", "sample_seed", "players", "patch", "choice", "background", "target"),
     "interactions": ("kappa", "tol", "prefer"),
@@ -204,9 +207,10 @@ def step_file(
     step: str,    # one of STEPS
     suffix: str,  # of the file
 ) -> Path:
-    "The file of a step, named by a hash of all that determines it: the one shipped in data/results if it is there, else in the cache"
+    "The file of a step, named by a hash of all that determines it: in data/results, else the cache"
     text = json.dumps(determines(s, step), sort_keys=True)
-    name = f"{s['dataset']}-{s['network']}-{step}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{suffix}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name = f"{s['dataset']}-{s['network']}-{step}-{digest}{suffix}"
     shipped = project_folder()/"data"/"results"/name
     return shipped if shipped.exists() else cache_folder()/name
 
@@ -234,7 +238,8 @@ def _sentences(source, pretrained, n, read, samples, seed):
     x = [data.x_test[k] for k in index]
     rows, how, games = rule.packed(x, data.x_train, data.x_test, data.dev[0])
     columns = [(game.owner.tolist(), game.names) for game in games]
-    cut = replace(data, x_train=rows[1], x_test=rows[2], dev=(rows[3], data.dev[1]), columns=columns)
+    cut = replace(data, x_train=rows[1], x_test=rows[2], dev=(rows[3], data.dev[1]),
+                  columns=columns)
     return cut, how, len(tokenizer), text.hidden_by(rule, "mean", how), index
 
 def baseline(
@@ -621,11 +626,12 @@ def belongs_together(
     s: dict,           # settings
     out: xr.Dataset,   # get_interactions(s)
 ) -> bool:
-    "Is this file what its scores give? Extracts one table again, the one with the largest effect, and compares"
+    "Is this file what its scores give? Extracts one table again, of the largest effect; compares"
     effect = abs(out.v.isel(subset=-1) - out.v.isel(subset=0))
     at = effect.argmax(["sample", "layer"])
     one, r = out.isel(at), sparsify(out.v.isel(at).values.astype(np.float64), *_rule(s))
-    error = max(np.abs(one.interaction.sel(kind=k).values - i).max() for k, i in (("and", r.i_and), ("or", r.i_or)))
+    pairs = ("and", r.i_and), ("or", r.i_or)
+    error = max(np.abs(one.interaction.sel(kind=k).values - i).max() for k, i in pairs)
     return bool(error <= 1e-3 * abs(one.interaction[:, 1:]).max())
 
 def run(
@@ -635,7 +641,7 @@ def run(
     progress=True,
     **overrides,     # settings to change
 ) -> xr.Dataset:     # see get_interactions
-    "One experiment, from its settings to its interactions; every step is taken from its file when that is there"
+    "One experiment, from its settings to its interactions; a step that has a file is read from it"
     return get_interactions(settings(profile, dataset, network, **overrides), progress)
 
 # %% ../nbs/08_experiments.ipynb #a0ff3caa

@@ -254,8 +254,8 @@ def _check(model, x, y, augment):
         raise ValueError(f'augment is {augment!r}, wanted None, "crop" or "crop+flip"; "mask" for '
                          'sentences')
     if augment == "mask" and not hasattr(model, "hide"):
-        raise ValueError('augment "mask" hides words, and this network takes no sentences; wanted None, '
-                         '"crop" or "crop+flip"')
+        raise ValueError('augment "mask" hides words, and this network takes no sentences; '
+                         'wanted None, "crop" or "crop+flip"')
     if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"labels must be whole numbers, one per sample; got {y.dtype} of shape "
                          f"{tuple(y.shape)}; of one-hot labels take argmax(-1)")
@@ -363,7 +363,8 @@ def _optimiser(model, name, lr, momentum, weight_decay):
         raise ValueError(f"optimiser must be 'sgd' or 'adamw', got {name!r}")
     if name == "adamw":
         return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+    return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay,
+                           nesterov=momentum > 0)
 
 def _batches(model, x, size, generator):
     "Batches in random order; of sentences, those of like length together, which saves padding"
@@ -476,8 +477,10 @@ def load_model(
 
 # %% ../nbs/07_models.ipynb #07txt001
 TEXT = ("minilm", "transformer4", "distilbert", "bert", "xlnet")
-HEADS = {"bert": ("bert.pooler", "classifier"), "distilbert": ("dropout", "classifier"),
-         "xlnet": ("sequence_summary", "logits_proj")}      # kind -> what the last linear layer reads, and it
+HEADS = {                                   # kind -> what the last linear layer reads, and it
+    "bert": ("bert.pooler", "classifier"),
+    "distilbert": ("dropout", "classifier"),
+    "xlnet": ("sequence_summary", "logits_proj")}
 
 def _transformers():
     try:

@@ -72,19 +72,24 @@ class Players:
 
     Raises ValueError for a map without players, with gaps in their numbers or other names."""
     def __init__(self,
-        owner,       # int64, shaped like one input: player 0..n-1, -1 nobody (stays visible), -2 nobody (always masked)
+        owner,       # int64, like one input: player 0..n-1, -1 always visible, -2 always masked
         names=None,  # one label a player
     ):
         self.owner = _owner_map(owner)
         self.n = int(self.owner.max()) + 1
         idle = sorted(set(range(self.n)) - set(self.owner.unique().tolist()))
-        if idle: raise ValueError(f"players {idle} own no variable; number the {self.n - len(idle)} others without gaps")
+        if idle:
+            raise ValueError(f"players {idle} own no variable; number the "
+                             f"{self.n - len(idle)} others without gaps")
         if isinstance(names, str):
             raise TypeError(f"names must be a list with one label a player, got the text {names!r}")
-        self.names = [str(p) for p in range(self.n)] if names is None else [str(name) for name in names]
-        if len(self.names) != self.n: raise ValueError(f"{len(self.names)} names for {self.n} players")
+        self.names = [str(name) for name in (range(self.n) if names is None else names)]
+        if len(self.names) != self.n:
+            raise ValueError(f"{len(self.names)} names for {self.n} players")
 
-    def __repr__(self): return f"{type(self).__name__}({self.n} players of an input of shape {tuple(self.owner.shape)}: {', '.join(self.names)})"
+    def __repr__(self):
+        return (f"{type(self).__name__}({self.n} players of an input of shape "
+                f"{tuple(self.owner.shape)}: {', '.join(self.names)})")
 
 def _owner_map(owner):
     "The map of owners as int64, or one sentence that says why it is none"
@@ -103,7 +108,8 @@ def _owner_map(owner):
 
 _nobody = {"visible": -1, "masked": -2}
 def _background(background):
-    if background in _nobody: return _nobody[background]
+    if background in _nobody:
+        return _nobody[background]
     raise ValueError(f"background must be 'visible' or 'masked', got {background!r}")
 
 # %% ../nbs/02_players.ipynb #24f5904f
@@ -131,19 +137,22 @@ def _shape(image_size):
 class PatchPlayers(Players):
     "Square patches of an image, one player each"
     def __init__(self,
-        patches,               # (row, col) cells of the grid, counted from the top-left pixel; player p is patches[p]
+        patches,               # cells (row, col), from the top-left pixel; player p is patches[p]
         image_size,            # shape of one image: 28, (28, 28) or x.shape
         patch,                 # side of a patch in pixels
-        background="visible",  # pixels that belong to no patch: "visible", or "masked" in every input
+        background="visible",  # pixels of no patch: "visible", or "masked" in every input
     ):
         shape, (rows, cols) = _shape(image_size), grid_size(image_size, patch)
         self.patches, self.patch = self._cells(patches), _whole(patch, "patch")
         owner = torch.full(shape[1:], _background(background))
         for p, (r, c) in enumerate(self.patches):
             if not (0 <= r < rows and 0 <= c < cols):
-                raise ValueError(f"patch ({r}, {c}) lies outside the image: {shape[1]}x{shape[2]} pixels hold a {rows}x{cols} grid "
-                                 f"of {patch}x{patch} patches, rows 0 to {rows - 1} and columns 0 to {cols - 1}")
-            if (r, c) in self.patches[:p]: raise ValueError(f"patch ({r}, {c}) is listed twice; every player needs a patch of its own")
+                raise ValueError(f"patch ({r}, {c}) lies outside the image: {shape[1]}x{shape[2]} "
+                                 f"pixels hold a {rows}x{cols} grid of {patch}x{patch} patches, "
+                                 f"rows 0 to {rows - 1} and columns 0 to {cols - 1}")
+            if (r, c) in self.patches[:p]:
+                raise ValueError(f"patch ({r}, {c}) is listed twice; "
+                                 "every player needs a patch of its own")
             owner[r*patch:(r + 1)*patch, c*patch:(c + 1)*patch] = p
         super().__init__(owner.expand(shape), [f"({r},{c})" for r, c in self.patches])
 
@@ -160,7 +169,7 @@ class PatchPlayers(Players):
 class FeaturePlayers(Players):
     "One player a table column; a column may own several encoded inputs (one-hot)"
     def __init__(self,
-        groups,                # one a player: an input index, a list of them, or (name, list); or a dict name -> list
+        groups,                # one a player: index, list or (name, list); or a dict name -> list
         width=None,            # number of encoded inputs; default: the largest index + 1
         background="visible",  # inputs in no group: "visible", or "masked" in every input
     ):
@@ -173,10 +182,15 @@ class FeaturePlayers(Players):
         width = max(flat, default=-1) + 1 if width is None else _whole(width, "width", 1)
         owner = torch.full((width,), _background(background))
         for p, (name, columns) in enumerate(pairs):
-            if not columns: raise ValueError(f"player {name!r} owns no input")
+            if not columns:
+                raise ValueError(f"player {name!r} owns no input")
             for i in columns:
-                if not 0 <= i < width: raise ValueError(f"player {name!r} owns input {i}, but inputs are numbered 0 to {width - 1}")
-                if owner[i] >= 0: raise ValueError(f"input {i} belongs to both {pairs[owner[i]][0]!r} and {name!r}; an input has one owner")
+                if not 0 <= i < width:
+                    raise ValueError(f"player {name!r} owns input {i}, but inputs are numbered "
+                                     f"0 to {width - 1}")
+                if owner[i] >= 0:
+                    raise ValueError(f"input {i} belongs to both {pairs[owner[i]][0]!r} and "
+                                     f"{name!r}; an input has one owner")
                 owner[i] = p
         super().__init__(owner, [name for name, _ in pairs])
 
@@ -210,7 +224,8 @@ def _bytes(image):
     image = _numbers(image, "image").detach().cpu()
     if not image.numel():
         raise ValueError(f"an image of shape {tuple(image.shape)} has no pixels")
-    if image.dtype == torch.uint8: return np.ascontiguousarray(image)
+    if image.dtype == torch.uint8:
+        return np.ascontiguousarray(image)
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"pixels must lie in [0, 1] or be uint8, got {low:.3g} to {high:.3g}; "
@@ -220,7 +235,9 @@ def _bytes(image):
 def _shuffled(cells, image, seed):
     "The cells in an order decided by the image's pixels and the seed alone"
     salt = pixel_hash(image)
-    return sorted(cells, key=lambda cell: hashlib.sha256(f"{salt}/{seed}/{cell[0]},{cell[1]}".encode()).hexdigest())
+    def drawn(cell):
+        return hashlib.sha256(f"{salt}/{seed}/{cell[0]},{cell[1]}".encode()).hexdigest()
+    return sorted(cells, key=drawn)
 
 # %% ../nbs/02_players.ipynb #8de78cd6
 def _grid(rows, cols): return [(r, c) for r in range(rows) for c in range(cols)]
@@ -232,16 +249,19 @@ def foreground_patches(
     seed=0,       # another seed, another choice
     min_ink=0.2,  # mean brightness from which a patch counts as foreground
 ):                # n cells (row, col) in reading order
-    "Cells chosen at random among those with enough ink; if these are too few, the n with the most ink"
+    "Cells chosen at random among those with enough ink; if too few, the n with the most ink"
     image = _numbers(image, "image")
     rows, cols = grid_size(image.shape, patch)
     pixels = _bytes(image).reshape(_shape(image.shape))[:, :rows*patch, :cols*patch]
-    ink = pixels.reshape(-1, rows, patch, cols, patch).sum((0, 2, 4), dtype=np.int64) / (255 * pixels[:, :patch, :patch].size)
+    ink = pixels.reshape(-1, rows, patch, cols, patch).sum((0, 2, 4), dtype=np.int64)
+    ink = ink / (255 * pixels[:, :patch, :patch].size)
     _enough(n, rows * cols, f"a {rows}x{cols} grid")
-    if not ink.any(): raise ValueError("the image is blank: no patch of it holds any ink")
+    if not ink.any():
+        raise ValueError("the image is blank: no patch of it holds any ink")
     cells = _shuffled(_grid(rows, cols), image, seed)
     inked = [cell for cell in cells if ink[cell] >= min_ink]
-    if len(inked) < n: inked = sorted(cells, key=lambda cell: -ink[cell])      # stable: ties stay shuffled
+    if len(inked) < n:
+        inked = sorted(cells, key=lambda cell: -ink[cell])      # stable: ties stay shuffled
     return sorted(inked[:n])
 
 def _enough(n, available, where):
@@ -265,7 +285,8 @@ def central_patches(
                          f"central must be 1 to {min(rows, cols)}, got {central}")
     _enough(n, central * central, f"the central {central}x{central} cells")
     top, left = (rows - central) // 2, (cols - central) // 2
-    return sorted(_shuffled([(r + top, c + left) for r, c in _grid(central, central)], image, seed)[:n])
+    cells = [(r + top, c + left) for r, c in _grid(central, central)]
+    return sorted(_shuffled(cells, image, seed)[:n])
 
 # %% ../nbs/02_players.ipynb #a2f9ec72
 def masked(

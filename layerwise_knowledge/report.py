@@ -84,15 +84,15 @@ def names_of(tables):
 def _curve(ax, k, count, label, y, along, dotted):
     "One line, and what it is compared with"
     at = np.linspace(0, 1, y.sizes[along]) if along == "layer" else y[along].values
-    shift = plots._dodge(k, count, .008*np.ptp(at)) if count > 3 else 0
+    shift = plots.dodge(k, count, .008*np.ptp(at)) if count > 3 else 0
     colour, marker = plots.CYCLE[k % 10], plots.MARKERS[k % len(plots.MARKERS)]
     dash = plots.DASHES[k % 5]
-    plots._curve(ax, at + shift, y.transpose("sample", along), colour, marker, band=count <= 3,
+    plots.curve(ax, at + shift, y.transpose("sample", along), colour, marker, band=count <= 3,
                  ls=dash)
     ax.plot([], [], color=colour, marker=marker, ls=dash, label=plots.printed(label))
     if dotted is not None:
         at, dotted = at[:dotted.sizes[along]] + shift, dotted.transpose("sample", along)
-        plots._curve(ax, at, dotted, colour, marker, band=False, ls=":")
+        plots.curve(ax, at, dotted, colour, marker, band=False, ls=":")
 
 def curves(
     lines,         # label -> values (sample, along)
@@ -105,7 +105,7 @@ def curves(
     "Means over samples with their 95 % intervals, one line each"
     if not lines:
         return None
-    with plt.rc_context(plots._RC):
+    with plt.rc_context(plots.RC):
         fig, ax = plt.subplots(figsize=(1.35*plots.COLUMN, 2))
         for k, (label, y) in enumerate(lines.items()):
             _curve(ax, k, len(lines), label, y, along, dotted.get(label))
@@ -118,7 +118,7 @@ def curves(
             axes = dict(xticks=range(1, top + 1, 1 + (top > 10))) | axes
         ax.set(xlabel=xlabel, ylabel=ylabel, **axes)
         fig.legend(loc="outside right upper", handlelength=2.2)
-        plots._note(fig, plots._samples(lines.values()), "95 % bootstrap")
+        plots.note(fig, plots.samples(lines.values()), "95 % bootstrap")
         plt.close(fig)
     return fig
 
@@ -193,7 +193,7 @@ def tau_panels(tables, taus):
     "data set -> (how many networks and samples, mean of counts_by_tau over the paper's networks)"
     panels = {d: [t for t, inside in within(tables, IMAGES) if inside and t.dataset == d]
               for d in ex.PAPER_COUNTS}
-    return {d: (f"{len(ts)} networks, {plots._samples([t.i for t in ts])}",
+    return {d: (f"{len(ts)} networks, {plots.samples([t.i for t in ts])}",
                 sum(counts_by_tau(t, taus) for t in ts)/len(ts)) for d, ts in panels.items() if ts}
 
 # %% ../nbs/appendix/claims.ipynb #12cl016
@@ -205,7 +205,7 @@ def plot_tau(tables, taus=TAUS):
     panels = tau_panels(tables, taus)
     if not panels:
         return None
-    with plt.rc_context(plots._RC):
+    with plt.rc_context(plots.RC):
         fig, axs = plt.subplots(1, len(panels), figsize=(1.7*plots.COLUMN, 2), sharey=True,
                                 squeeze=False)
         for ax, (d, (of, y)) in zip(axs[0], panels.items()):
@@ -506,7 +506,7 @@ def _(tables):
              stabilities(t).sel(layer="output").mean("kind") for t in these}
     fig = curves(lines, "order", "order $m$", "stability at the output", yscale="log")
     if fig:
-        plots._plain(fig.axes[0].yaxis)
+        plots.plain(fig.axes[0].yaxis)
     return fig
 
 # %% ../nbs/appendix/claims.ipynb #12cl044

@@ -220,7 +220,7 @@ def _maps(k, s, image, owner):
     layers, share = k.scores.layer.values, k._shapley([s])[0]
     columns = min(len(layers) + 1, 4)
     rows = -(-(len(layers) + 1)//columns)
-    with plt.rc_context(plots._RC):
+    with plt.rc_context(plots.RC):
         fig, axes = plt.subplots(rows, columns, figsize=(plots.PAGE, 2.35*rows),
                                  layout="constrained", squeeze=False)
         _original(axes.flat[0], image, owner[0] if owner.ndim == 3 else owner, k.players[s].n)
@@ -269,7 +269,7 @@ def _rows(k, s, each=3):
     value = {(l, kind, S): x for _, l, kind, S, x in f.itertuples(index=False)}
     table = np.array([[value.get((l, *one), 0.) for l in layers] for one in sets])
     table = table.reshape(len(sets), len(layers))
-    with plt.rc_context(plots._RC):
+    with plt.rc_context(plots.RC):
         fig, ax = plt.subplots(figsize=(plots.PAGE, 1.1 + .22*len(sets)), layout="constrained")
         _cells(ax, table)
         ax.set_yticks(range(len(sets)), [_named(kind, S, names) for kind, S in sets])

@@ -83,7 +83,7 @@ def features(
     layers,      # names of submodules as in model.named_modules(), "relu#2" for the second call of
                  # one that is used again; "output" is what the model itself returns
     read=_copy,  # read(name, output): what to keep of an output, at the moment it is made
-):               # context manager that gives a dict: layer -> what was kept in the latest forward pass
+):               # context manager that gives a dict: layer -> what was kept in the latest pass
     "Listen to the outputs of named layers while the context is open"
     modules, kept, calls = _named_layers(model, layers), {}, Counter()
     def keep(name):
@@ -101,9 +101,11 @@ def features(
         calls.clear()
     handles = [model.register_forward_pre_hook(anew)]
     handles += [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try: yield kept
+    try:
+        yield kept
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 def _call(name):
     "Which call of a module a name means: 2 for relu#2, None for relu"
@@ -172,10 +174,13 @@ def _tensor(name, output):
 def _frozen(*modules):
     "Evaluation mode while the context is open; afterwards every submodule is as it was"
     modes = {part: part.training for module in modules for part in module.modules()}
-    for module in modules: module.eval()
-    try: yield
+    for module in modules:
+        module.eval()
+    try:
+        yield
     finally:
-        for part, mode in modes.items(): part.training = mode
+        for part, mode in modes.items():
+            part.training = mode
 
 def _to_model(model, x):
     "x on the model's device and, unless it holds whole numbers, in its dtype"
@@ -183,7 +188,8 @@ def _to_model(model, x):
     return x.to(weight.device, weight.dtype if x.is_floating_point() else None)
 
 def _reached(kept, name):
-    if name in kept: return kept[name]
+    if name in kept:
+        return kept[name]
     raise ValueError(f"layer {name!r} was never reached by the forward pass of some inputs "
                      "(an early exit?); name layers that every input passes")
 
@@ -199,11 +205,13 @@ def _inputs(x, what):
 @contextmanager
 def _explained(failure, *modules):
     "One sentence where a network or a probe cannot run one input"
-    try: yield
+    try:
+        yield
     except (RuntimeError, IndexError) as e:
         raise ValueError(f"{failure}: {str(e).partition(chr(10))[0]}") from e
     except ValueError as e:
-        if "more than 1 value per channel" not in str(e): raise
+        if "more than 1 value per channel" not in str(e):
+            raise
         raise ValueError(_two_answers("one input cannot run alone", False, modules)) from None
 
 @torch.no_grad()
@@ -216,7 +224,8 @@ def _one_input(model, layers, x):
     if z.ndim != 2 or z.shape[1] < 2:
         raise ValueError("the model must return logits (batch, classes) of at least two classes; "
                          f"one input gave {tuple(z.shape)}")
-    for name in layers: _check_batch(_reached(f, name), name, 1)
+    for name in layers:
+        _check_batch(_reached(f, name), name, 1)
     return f
 
 def _check_batch(f, name, inputs):
@@ -228,7 +237,8 @@ def _check_batch(f, name, inputs):
 def _check_company(model, one, x):
     "Refuse a network whose first input gives something else beside the second one"
     def run(x):
-        with features(model, one) as f: model(_to_model(model, x))
+        with features(model, one) as f:
+            model(_to_model(model, x))
         return f
     two, tolerance = run(x[:2]), _tolerance(*model.parameters(), *one.values())
     for name, f in one.items():
@@ -258,23 +268,23 @@ def _two_answers(where, random, modules):
 
 # %% ../nbs/03_scores.ipynb #f4aae9c0
 def score_table(
-    model,             # any torch.nn.Module that returns logits (batch, classes); on its own device, in its own dtype
+    model,             # any torch.nn.Module that returns logits (batch, classes)
     x,                 # inputs to explain, (N, ...)
     y,                 # (N,) the class to explain for each: the true one, or the predicted one
     players,           # one object with .n and .owner for all inputs, or a list with one for each
-    layers,            # names of layers; "output" is the network's own output, the others need a probe
-    probes=None,       # layer -> classifier of flattened features: a dict, or what train_probes gives
-    baseline=None,     # b, shape of one input: what hidden players are replaced by (see mean_baseline)
-    batch_size=None,   # most masked inputs in one forward pass (default: 128 on a processor, whose caches are small, else 2048)
+    layers,            # names of layers; "output" is the network's, the others need a probe
+    probes=None,       # layer -> classifier of flattened features, as train_probes gives them
+    baseline=None,     # b, shape of one input: what replaces hidden players (see mean_baseline)
+    batch_size=None,   # most masked inputs in one pass (default: 128 on a processor, else 2048)
     progress=True,     # show a progress bar
     sample=None,       # labels of the inputs on the sample axis; default 0, 1, 2, ...
     max_players=20,    # refuse more players than this
-    masks=None,        # (M, n) bool: score only these masks, however many players (see sampled.masks)
-):                     # xarray.DataArray "v" (sample, layer, subset), or (sample, layer, mask), float32
+    masks=None,        # (M, n) bool: only these masks, however many players (see sampled.masks)
+):                     # xarray.DataArray "v" (sample, layer, subset or mask), float32
     """v_l(x_T): the log-odds of class y for every sample, layer and subset, all layers from one
     forward pass (Eq. 5)
 
-    Raises ValueError or TypeError where network, inputs, players, probes and baseline do not fit."""
+    Raises ValueError or TypeError where network, inputs, players, probes, baseline do not fit."""
     layers, x = list(_named_layers(model, layers)), _inputs(x, "x")
     y, sample = _labels(y, x.shape[:1]), list(range(len(x)) if sample is None else sample)
     games = list(players) if isinstance(players, (list, tuple)) else [players] * len(x)
@@ -316,7 +326,8 @@ def _probe_logits(probe, f):
     return probe(f.reshape(len(f), -1).to(next(probe.parameters(), f).dtype))
 
 def _batch_size(model, batch_size):
-    if batch_size is not None: return _whole(batch_size, "batch_size", 1)
+    if batch_size is not None:
+        return _whole(batch_size, "batch_size", 1)
     return 128 if next(model.parameters(), torch.empty(0)).device.type == "cpu" else 2048
 
 def _all_scores(score, x, y, game, baseline, batch_size, bar, T):
@@ -342,7 +353,8 @@ def _check_ends(score, ends, y, v, tolerance, where, modules):
 
 def _check_request(x, games, layers, probes, baseline, sample):
     "layer -> probe, if the request is complete"
-    for game in games: _check_players(game)
+    for game in games:
+        _check_players(game)
     for what, count in (("players", len(games)), ("sample names", len(sample))):
         if count != len(x):
             raise ValueError(f"{len(x)} inputs but {count} {what}; "
@@ -372,13 +384,15 @@ def _check_network(model, x, y, games, layers, probes, baseline, batch_size, max
     with _frozen(model, *probes.values()), torch.inference_mode():
         one = _one_input(model, layers, x)
         _check_labels(y, one["output"].shape[1])
-        for name, probe in probes.items(): _check_probe(name, probe, one[name], one["output"])
+        for name, probe in probes.items():
+            _check_probe(name, probe, one[name], one["output"])
     here = _to_model(model, x[:1])
     held = max(f.nbytes for f in (here, *one.values())) * 2 + here.nbytes        # in, out, masked
     batch = min(batch_size, 1 << games[0].n) * held * (here.device.type == "cpu")
     if max_players is not None:
         check_size(games[0].n, here[0], len(x) * len(layers), max_players, batch)
-    for game in games: _fitted(here[0], baseline, game.owner)
+    for game in games:
+        _fitted(here[0], baseline, game.owner)
     weights = [w for module in (model, *probes.values()) for w in module.parameters()]
     return _tolerance(*weights, *one.values())
 
@@ -563,7 +577,8 @@ def _function(model):
     "The function of a batch that stands for an estimator"
     owner = getattr(model, "__self__", None)
     if getattr(model, "__name__", "") == "predict" and hasattr(owner, "classes_"):
-        raise TypeError("predict gives classes, not how sure the model is: pass the estimator itself")
+        raise TypeError("predict gives classes, not how sure the model is: "
+                        "pass the estimator itself")
     if callable(model):
         return model
     if hasattr(model, "predict_proba"):
@@ -571,10 +586,11 @@ def _function(model):
     if hasattr(model, "predict") and not hasattr(model, "classes_"):
         return model.predict
     if hasattr(model, "predict"):
-        raise TypeError(f"{type(model).__name__} gives no probabilities: pass its .decision_function"
-                        " to explain that, or fit it inside a CalibratedClassifierCV")
-    raise TypeError("model must be a torch.nn.Module, a fitted scikit-learn estimator or a function "
-                    f"of a batch of inputs, got {_kind(model)}")
+        raise TypeError(f"{type(model).__name__} gives no probabilities: pass its "
+                        ".decision_function to explain that, or fit it inside a "
+                        "CalibratedClassifierCV")
+    raise TypeError("model must be a torch.nn.Module, a fitted scikit-learn estimator or a "
+                    f"function of a batch of inputs, got {_kind(model)}")
 
 # %% ../nbs/03_scores.ipynb #03net008
 def as_network(

@@ -29,14 +29,17 @@ def lk(root, tmp_path):
     ("", "required: command"),
 ])
 def test_wrong_words(words, answer, capsys):
-    try: status = cli.main(words.split())
-    except SystemExit as e: status = e.code
+    try:
+        status = cli.main(words.split())
+    except SystemExit as e:
+        status = e.code
     err = capsys.readouterr().err
     assert status == 2 and answer in err and "Traceback" not in err
 
 
 def test_help_names_every_command(capsys):
-    with pytest.raises(SystemExit) as e: cli.main(["--help"])
+    with pytest.raises(SystemExit) as e:
+        cli.main(["--help"])
     out = capsys.readouterr().out
     assert e.value.code == 0 and all(c in out for c in ("data", "train", "score", "figures", "report"))
 
@@ -86,7 +89,8 @@ def test_figures_are_drawn_and_the_same_each_time(drawn):
     assert {"fig02", "fig03", "fig07"} <= {n.split("_")[0] for n in names}
     assert {n.split(".")[0] for n in names if n.endswith(".png")} == {n.split(".")[0] for n in names if n.endswith(".svg")}
     assert names == sorted(p.name for p in (drawn/"2").iterdir())
-    for n in names: assert (drawn/"1"/n).read_bytes() == (drawn/"2"/n).read_bytes(), f"{n} differs on the second run"
+    for n in names:
+        assert (drawn/"1"/n).read_bytes() == (drawn/"2"/n).read_bytes(), f"{n} differs on the second run"
 
 
 def test_a_parameter_reaches_the_figure(drawn):
@@ -104,7 +108,8 @@ def test_data_says_where_it_comes_from(lk):
 
 def test_missing_data_names_the_ways_to_get_it(lk, tmp_path):
     out = lk("data", "commercial", LAYERWISE_DATA=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
-    if out.returncode == 0: pytest.skip("the network brought it")
+    if out.returncode == 0:
+        pytest.skip("the network brought it")
     assert out.returncode == 2 and "Three ways to get it" in out.stderr and "bike" in out.stderr
 
 

@@ -359,13 +359,17 @@ def test_five_unaltered_files_in_a_folder_load_in_silence(monkeypatch, tmp_path)
     commercial_zip(tmp_path/"a.zip")
     (tmp_path/"commercial").mkdir()
     with zipfile.ZipFile(tmp_path/"a.zip") as z:
-        for f in D.COMMERCIAL_FILES: (tmp_path/"commercial"/f).write_bytes(z.read(f"TVData/{f}"))
+        for f in D.COMMERCIAL_FILES:
+            (tmp_path/"commercial"/f).write_bytes(z.read(f"TVData/{f}"))
     here = {f: subprocess.run(["git", "hash-object", "--no-filters", tmp_path/"commercial"/f], capture_output=True, text=True).stdout.strip() for f in D.COMMERCIAL_FILES}
     monkeypatch.setattr(D, "COMMERCIAL_FILES", here)                      # git's own word for these files
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
-    with warnings.catch_warnings(action="error"): assert len(D.load("commercial").x_test) < 200
-    with (tmp_path/"commercial"/"NDTV.txt").open("a") as f: f.write("1 1:5\n")
-    with pytest.warns(UserWarning, match="^NDTV.txt of commercial"): D.load("commercial")
+    with warnings.catch_warnings(action="error"):
+        assert len(D.load("commercial").x_test) < 200
+    with (tmp_path/"commercial"/"NDTV.txt").open("a") as f:
+        f.write("1 1:5\n")
+    with pytest.warns(UserWarning, match="^NDTV.txt of commercial"):
+        D.load("commercial")
 
 def test_shots_agree_with_scikit_learn():
     from sklearn.datasets import load_svmlight_file

@@ -48,12 +48,14 @@ def test_shuffled_labels_and_other_probes_are_other_files():
     (("quick", "mnist", "mlp8"), "no experiment 'mnist mlp8'; it has mnist mlp7"),
 ])
 def test_unknown_names_are_answered_with_the_known_ones(arguments, words):
-    with pytest.raises(ValueError, match=words): ex.settings(*arguments)
+    with pytest.raises(ValueError, match=words):
+        ex.settings(*arguments)
 
 
 def test_settings_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no settings.ini.*set LAYERWISE_HOME"): ex.read_settings()
+    with pytest.raises(FileNotFoundError, match="no settings.ini.*set LAYERWISE_HOME"):
+        ex.read_settings()
 
 
 def test_same_settings_same_numbers_and_damage_is_named(cache, monkeypatch, tmp_path):
@@ -69,7 +71,8 @@ def test_same_settings_same_numbers_and_damage_is_named(cache, monkeypatch, tmp_
         path.write_bytes(whole[:len(whole)//2])
         s = ex.settings("smoke", "mnist", "mlp7")
         step = next(k for k in ex.STEPS if f"-{k}-" in path.name)
-        with pytest.raises(ValueError, match=f"{path.name}.*delete it and"): getattr(ex, f"get_{step}")(s, progress=False)
+        with pytest.raises(ValueError, match=f"{path.name}.*delete it and"):
+            getattr(ex, f"get_{step}")(s, progress=False)
         path.write_bytes(whole)
 
 
@@ -96,7 +99,8 @@ def test_what_is_explained(cache, target):
     s = ex.settings("smoke", "mnist", "mlp7", target=target)
     v = ex.get_scores(s, progress=False)
     (model, _), (_, x, y, _) = ex.get_network(s, progress=False), ex.get_samples(s)
-    with torch.inference_mode(): z = model(x)
+    with torch.inference_mode():
+        z = model(x)
     wanted = y if target == "label" else z.argmax(-1)
     np.testing.assert_array_equal(v.target, wanted)
     np.testing.assert_array_equal(v.y, y)
@@ -123,7 +127,8 @@ def test_what_is_shipped_needs_neither_data_nor_network(home, cache, monkeypatch
     monkeypatch.setattr(ex.datasets, "load", missing)
     xr.testing.assert_identical(first, ex.get_interactions(s, progress=False))
     again = ex.get_samples(s)
-    np.testing.assert_array_equal(again[0], index); assert torch.equal(again[1], x) and torch.equal(again[2], y)
+    np.testing.assert_array_equal(again[0], index)
+    assert torch.equal(again[1], x) and torch.equal(again[2], y)
     assert all(torch.equal(p.owner, q.owner) for p, q in zip(again[3], players))
 
 
@@ -149,7 +154,8 @@ def test_an_extraction_of_other_scores_is_refused(cache):
     found = files.load_table(path)
     found["v"][0, 0, 3] += 1
     files.save_table(found, path)
-    with pytest.raises(ValueError, match="extracted from other scores than .*delete it"): ex.get_interactions(s, progress=False)
+    with pytest.raises(ValueError, match="extracted from other scores than .*delete it"):
+        ex.get_interactions(s, progress=False)
 
 
 def test_noise_again_by_hand(cache):
@@ -164,7 +170,8 @@ def test_noise_again_by_hand(cache):
     omega = ex.metrics.salient(out.interaction).sel(layer="output").isel(sample=0)
     for name, one in (("mean", moments.mean("draw")), ("std", moments.std("draw"))):
         np.testing.assert_allclose(noisy[name].sel(layer="output").isel(sample=0).values, one.where(omega).values, atol=2e-3*abs(out.interaction).max().item())
-    with pytest.raises(ValueError, match="draws no noise"): ex.get_noise(s | {"noise_samples": 0})
+    with pytest.raises(ValueError, match="draws no noise"):
+        ex.get_noise(s | {"noise_samples": 0})
 
 
 def test_noise_of_the_rule_before_is_taken_where_no_other_was_drawn(cache):

@@ -16,11 +16,13 @@ def loop(x, baseline, owner, T):
     out = x.clone()
     for place in np.ndindex(*x.shape):
         p = int(owner[place])
-        if p == -2 or p >= 0 and not (T >> p) & 1: out[place] = baseline[place]
+        if p == -2 or p >= 0 and not (T >> p) & 1:
+            out[place] = baseline[place]
     return out
 
 
-def digit(seed=0, shape=(1, 28, 28)): return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 255).round() / 255
+def digit(seed=0, shape=(1, 28, 28)):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 255).round() / 255
 
 
 @given(st.integers(1, 6), st.integers(0, 10**6), st.sampled_from([(7,), (2, 5), (3, 4, 4)]), st.sampled_from([torch.float32, torch.float64, torch.int64]))
@@ -32,7 +34,8 @@ def test_masked_is_the_loop(n, seed, shape, dtype):
     x, b = (torch.randint(-99, 99, shape, generator=gen).to(dtype) for _ in range(2))
     both = masked(x, b, owner, range(1 << n))
     assert both.dtype == dtype
-    for T in range(1 << n): assert torch.equal(both[T], loop(x, b, owner, T))
+    for T in range(1 << n):
+        assert torch.equal(both[T], loop(x, b, owner, T))
 
 
 @given(st.integers(1, 8), st.integers(1, 300))
@@ -86,7 +89,8 @@ def test_one_hot_columns_move_together():
 
 
 def test_mean_baseline_keeps_its_digits():
-    x = torch.full((100_000, 2), 0.1); x[:, 1] += 1e4 * (torch.arange(100_000) % 2)
+    x = torch.full((100_000, 2), 0.1)
+    x[:, 1] += 1e4 * (torch.arange(100_000) % 2)
     exact = x.double().mean(0)
     assert torch.equal(mean_baseline(x, chunk=999), exact.float())
 
@@ -95,7 +99,8 @@ def test_choice_depends_on_the_image_alone():
     images = [digit(seed) for seed in range(8)]
     forward = [foreground_patches(image) for image in images]
     assert forward == [foreground_patches(image) for image in reversed(images)][::-1]
-    torch.manual_seed(1); np.random.seed(1)
+    torch.manual_seed(1)
+    np.random.seed(1)
     assert forward == [foreground_patches((image * 255).round().to(torch.uint8)) for image in images]
     assert forward == [foreground_patches(image.double()) for image in images] == [foreground_patches(image[0].numpy()) for image in images]
     code = ("import torch; from layerwise_knowledge.players import *; g = torch.Generator().manual_seed(0); "
@@ -119,7 +124,8 @@ def test_foreground_has_ink_or_the_most_of_it():
     assert foreground_patches(image, n=2) == [(1, 1), (3, 3)] == foreground_patches(image, n=2, seed=5)
     assert foreground_patches(image, n=3) == [(1, 1), (3, 3), (4, 4)]                    # too few: the most ink
     assert {(1, 1), (3, 3), (4, 4)} < set(foreground_patches(image, n=5))
-    exactly = torch.zeros(1, 28, 28); exactly[0, :3, :3] = 51 / 255                       # 0.2 in every copy of the image
+    exactly = torch.zeros(1, 28, 28)
+    exactly[0, :3, :3] = 51 / 255                       # 0.2 in every copy of the image
     assert foreground_patches(exactly, n=1, seed=3) == [(0, 0)]
 
 
@@ -138,7 +144,8 @@ def test_central_patches_stay_central():
 def test_a_baseline_keeps_its_value_or_is_refused(x, b, words):
     players = FeaturePlayers(range(2))
     for request in (lambda: masked(x, b, players.owner, [0]), lambda: masked_batches(x, players, b)):
-        with pytest.raises(ValueError, match=words): request()
+        with pytest.raises(ValueError, match=words):
+            request()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int8, torch.uint8, torch.bool])
@@ -158,7 +165,8 @@ def test_size_is_measured_against_free_memory(monkeypatch):
     game, b = FeaturePlayers(range(10)), torch.zeros(10)
     Free.available = 12 * 2**10 + 999 * 40
     masked_batches(b, game, b, batch_size=999)
-    with pytest.raises(ValueError, match="are free"): masked_batches(b, game, b, batch_size=1000)
+    with pytest.raises(ValueError, match="are free"):
+        masked_batches(b, game, b, batch_size=1000)
 
 
 def test_a_size_beyond_all_numbers_has_words():
@@ -198,7 +206,8 @@ REFUSALS = [
 @pytest.mark.parametrize("k", range(len(REFUSALS)))
 def test_refusals(k):
     request, words = REFUSALS[k]
-    with pytest.raises(ValueError, match=words) as e: request()
+    with pytest.raises(ValueError, match=words) as e:
+        request()
     assert "\n" not in str(e.value)
 
 

@@ -37,7 +37,8 @@ yes_no = lambda findings: [f.holds for f in findings]
 # ---------------------------------------------------------------- tests and verdicts
 def test_twelve_claims_each_with_its_words():
     assert list(R.CLAIMS) == [f"C{k}" for k in range(1, 13)]
-    for c in R.CLAIMS.values(): assert c.text and c.statistic and c.needs and len(c.statistic.split()) > 5
+    for c in R.CLAIMS.values():
+        assert c.text and c.statistic and c.needs and len(c.statistic.split()) > 5
 
 
 @pytest.mark.parametrize("low, high, claimed, holds", [
@@ -79,16 +80,19 @@ def test_an_unsure_test_is_open(low, high, mark): assert J.mark(some(low=low, hi
 @given(st.lists(findings, max_size=6), st.randoms())
 def test_a_verdict_depends_on_the_counted_tests_alone(many, rng):
     word = J.verdict(many)[0]
-    shuffled = list(many); rng.shuffle(shuffled)
+    shuffled = list(many)
+    rng.shuffle(shuffled)
     assert J.verdict(shuffled)[0] == word                                                            # not on their order
     assert J.verdict(many + [some(claimed=J.BELOW, decides=False)])[0] == word                       # nor on what is shown beside
     counted = [f for f in many if f.decides and f.enough]
     assert (word == "not tested") == (not counted)
-    if word == "replicates": assert all(f.holds for f in counted)
+    if word == "replicates":
+        assert all(f.holds for f in counted)
     lost = [w for w in "tu" if (part := [f for f in counted if f.what == w])
             and not any(f.holds for f in part) and not all(f.open for f in part)]
     assert (word == "does not") == bool(lost) and J.failed_parts(counted) == sorted(lost, key=[f.what for f in counted].index)
-    if word == "undecided": assert all(f.open for f in counted)
+    if word == "undecided":
+        assert all(f.open for f in counted)
 
 
 @FEW
@@ -106,13 +110,17 @@ def test_a_wider_region_never_loses_a_test(values, a, b):
 @given(st.integers(0, 10**6))
 def test_trend_is_scipys_spearman(seed):
     rng = np.random.default_rng(seed)
-    y = np.round(rng.normal(size=(5, 6)), 1); y[rng.random(y.shape) < .2] = np.nan
+    y = np.round(rng.normal(size=(5, 6)), 1)
+    y[rng.random(y.shape) < .2] = np.nan
     ours = J.trend(xr.DataArray(y, dims=("sample", "order")), "order").values
     for row, rho in zip(y, ours):
         ok = np.isfinite(row)
-        if ok.sum() < 2: assert np.isnan(rho)
-        elif np.ptp(row[ok]) == 0: assert rho == 0                        # flat: neither rises nor falls
-        else: np.testing.assert_allclose(rho, stats.spearmanr(np.arange(6)[ok], row[ok]).statistic, atol=1e-12)
+        if ok.sum() < 2:
+            assert np.isnan(rho)
+        elif np.ptp(row[ok]) == 0:
+            assert rho == 0                        # flat: neither rises nor falls
+        else:
+            np.testing.assert_allclose(rho, stats.spearmanr(np.arange(6)[ok], row[ok]).statistic, atol=1e-12)
     z = xr.DataArray(y, dims=("sample", "order"))
     np.testing.assert_allclose(J.trend(np.exp(z), "order"), ours), np.testing.assert_allclose(J.trend(-z, "order"), -ours)
 
@@ -159,7 +167,8 @@ def test_alike_is_symmetric_and_at_most_one(seed):
     np.testing.assert_allclose(a, b)
     assert ((a >= 0) & (a <= 1 + 1e-12) | a.isnull()).all()
     np.testing.assert_allclose(J.layers_alike(t, 2, 2).dropna("sample"), 1)
-    with pytest.raises(ValueError): J.alike(t.i, t.omega, t.i[::-1], t.omega[::-1])
+    with pytest.raises(ValueError):
+        J.alike(t.i, t.omega, t.i[::-1], t.omega[::-1])
 
 
 def test_relative_change_is_numpys_line():
@@ -215,7 +224,8 @@ def test_high_orders_read_otherwise():
     ("C12", dict(a=first(two, 8), b=first(two, 10), c=first(two, 12), d=first(two, 15), output=one), [True, True]),
     ("C12", dict(a=first(two, 8), b=first(five, 3), c=one, d=first(two, 8), output=one), [False, False])])
 def test_layers(key, layers, holds):
-    for d, samples in (("mnist", 100), ("cifar10", 30)): assert yes_no(of(key, J.planted(layers, d, "resnet20", samples=samples))) == holds
+    for d, samples in (("mnist", 100), ("cifar10", 30)):
+        assert yes_no(of(key, J.planted(layers, d, "resnet20", samples=samples))) == holds
     beside = J.planted(layers, "mnist", "vgg11")                          # the paper shows no VGG-11 on MNIST
     assert of(key, beside) == [] and R.judge({("mnist", "vgg11"): beside})[key].word == "not tested"
 
@@ -308,9 +318,12 @@ def test_nothing_is_computed_and_wrong_words_are_refused(tmp_path, monkeypatch, 
     monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path)), monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"cache"))
     assert J.load("paper") == {} and sorted(p.name for p in tmp_path.iterdir()) == ["settings.ini"]
     assert all(r.word == "not tested" and r.reason.startswith("needs") for r in R.judge({}).values())
-    with pytest.raises(ValueError, match="there is no profile 'fast'"): J.load("fast")
-    with pytest.raises(ValueError, match="has no experiment 'mnist mlp8'"): J.load("smoke", only=[("mnist", "mlp8")])
-    with pytest.raises(ValueError, match="between 0 and 1; got 5"): J.load("smoke", tau=5)
+    with pytest.raises(ValueError, match="there is no profile 'fast'"):
+        J.load("fast")
+    with pytest.raises(ValueError, match="has no experiment 'mnist mlp8'"):
+        J.load("smoke", only=[("mnist", "mlp8")])
+    with pytest.raises(ValueError, match="between 0 and 1; got 5"):
+        J.load("smoke", tau=5)
 
 
 NOTEBOOKS = ("report", "appendix/claims", "appendix/choices")
@@ -470,7 +483,8 @@ def test_independent_samples_are_compared_by_their_own_intervals():
 @pytest.mark.parametrize("control, kept", [(J.permuted, True), (J.another_sample, True)])
 def test_controls_keep_every_layers_strength_by_order(control, kept):
     t = random_table(3)
-    def by_order(z): return abs(z.interactions).sum("kind").groupby("order").sum("subset").sum("sample")
+    def by_order(z):
+        return abs(z.interactions).sum("kind").groupby("order").sum("subset").sum("sample")
     np.testing.assert_allclose(by_order(control(t)), by_order(t))
     assert not np.allclose(control(t).interactions, t.interactions)
     xr.testing.assert_equal(control(t).interactions, control(t).interactions)          # the same again
@@ -482,7 +496,8 @@ def test_another_sample_is_another_one_wherever_two_things_are_compared():
         t = J.planted({f"l{k}": {1: 1.} for k in range(layers)}, "cifar10", network, samples=30)
         t.interactions = xr.ones_like(t.interactions)*t.interactions.sample
         who = J.another_sample(t).interactions.sel(kind="and").isel(subset=1)
-        for l in range(layers): shown[network, l] = who[:, l].values
+        for l in range(layers):
+            shown[network, l] = who[:, l].values
     for (a, k), (b, l) in itertools.combinations(shown, 2):
         assert (shown[a, k] == shown[b, l]).mean() < .25, (a, k, b, l)
 

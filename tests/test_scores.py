@@ -35,7 +35,8 @@ class Conv(nn.Module):
 def conv(seed=0):
     torch.manual_seed(seed)
     net = Conv()
-    for _ in range(3): net(torch.randn(16, 3, 8, 8))                               # move the running statistics
+    for _ in range(3):
+        net(torch.randn(16, 3, 8, 8))                               # move the running statistics
     return net
 
 
@@ -47,7 +48,8 @@ def blobs(n=600, d=6, classes=3, seed=0):
 
 def random_probes(model, layers, x, classes, seed=0):
     torch.manual_seed(seed)
-    with torch.no_grad(), features(model.eval(), layers) as f: model(x)
+    with torch.no_grad(), features(model.eval(), layers) as f:
+        model(x)
     return {name: nn.Linear(f[name].flatten(1).shape[1], classes) for name in layers if name != "output"}
 
 
@@ -59,7 +61,8 @@ def test_log_odds_against_probabilities(classes, seed, scale):
     rng = np.random.default_rng(seed)
     z, y = rng.normal(size=(5, 4, classes)) * scale, rng.integers(classes, size=(5, 4))
     z = z.clip(z.max(-1, keepdims=True) - 30, None) if scale > 3 else z
-    p = np.exp(z - z.max(-1, keepdims=True)); p /= p.sum(-1, keepdims=True)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
     p_y, rest = np.take_along_axis(p, y[..., None], -1)[..., 0], np.where(np.arange(classes) == y[..., None], 0, p).sum(-1)
     np.testing.assert_allclose(log_odds(z, y), np.log(p_y / rest), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(log_odds(torch.tensor(z), torch.tensor(y)).numpy(), log_odds(z, y))
@@ -113,7 +116,8 @@ def test_arrays_are_as_good_as_tensors():
     (torch.zeros(2, 1), [0, 0], "at least two classes"), (torch.tensor(1.), 0, "at least two classes"), (torch.zeros(2, 3), [0., 1.], "whole numbers"),
     (torch.tensor([[torch.nan, 0.]]), 0, "NaN or infinity"), (torch.tensor([[torch.inf, 0.]]), 0, "NaN or infinity")])
 def test_log_odds_refusals(z, y, words):
-    with pytest.raises(ValueError, match=words): log_odds(z, torch.tensor(y))
+    with pytest.raises(ValueError, match=words):
+        log_odds(z, torch.tensor(y))
 
 
 # --- features
@@ -124,7 +128,8 @@ def test_features_are_those_of_a_manual_forward():
         first = net.norm(net.conv(x))
         total = first.relu() - net.side(x).relu()
         pooled = net.pool(total.relu())
-        with features(net, ["conv", "norm", "last", "pool", "output"]) as f: net(x)
+        with features(net, ["conv", "norm", "last", "pool", "output"]) as f:
+            net(x)
         assert torch.equal(f["norm"], first)                                        # although relu overwrote it in place
         assert torch.equal(f["conv"], net.conv(x)) and torch.equal(f["last"], total.relu()) and torch.equal(f["pool"], pooled)
         assert torch.equal(f["output"], net.head(pooled.flatten(1)))
@@ -132,18 +137,21 @@ def test_features_are_those_of_a_manual_forward():
 
 def test_hooks_go_away_and_nest():
     net, x = small(), torch.randn(2, 6)
-    with features(net, ["0"]) as outer, features(net, ["0", "1.0"]) as inner: net(x)
+    with features(net, ["0"]) as outer, features(net, ["0", "1.0"]) as inner:
+        net(x)
     assert torch.equal(outer["0"], inner["0"]) and len(net[0]._forward_hooks) == 0
     net(torch.randn(3, 6))
     assert len(outer["0"]) == 2                                                      # nothing is heard after the context
     with pytest.raises(ZeroDivisionError):
-        with features(net, ["0"]): 1 / 0
+        with features(net, ["0"]):
+            1 / 0
     assert len(net[0]._forward_hooks) == 0
 
 
 def test_tuple_outputs_give_their_first_tensor():
     net = nn.Sequential(nn.LSTM(4, 5, batch_first=True))
-    with features(net, ["0"]) as f: out = net(torch.randn(2, 3, 4))
+    with features(net, ["0"]) as f:
+        out = net(torch.randn(2, 3, 4))
     assert torch.equal(f["0"], out[0])
 
 
@@ -174,10 +182,13 @@ def test_a_layer_that_is_not_reached_has_no_features():
 def test_a_layer_that_is_called_twice_is_refused():
     relu = nn.ReLU()
     net, words = nn.Sequential(nn.Linear(6, 6), relu, nn.Linear(6, 3), relu), "layer '1' is called twice"
-    with pytest.raises(ValueError, match=words), features(net, ["1"]): net(torch.zeros(2, 6))
+    with pytest.raises(ValueError, match=words), features(net, ["1"]):
+        net(torch.zeros(2, 6))
     x, y = blobs(12)
-    with pytest.raises(ValueError, match=words): train_probes(net, ["1"], x, y, x, y, progress=False)
-    with features(net, ["0", "2", "output"]) as f: net(x)
+    with pytest.raises(ValueError, match=words):
+        train_probes(net, ["1"], x, y, x, y, progress=False)
+    with features(net, ["0", "2", "output"]) as f:
+        net(x)
     assert torch.equal(f["output"], f["2"].relu())                    # the layers around it can be read
 
 
@@ -185,7 +196,8 @@ def test_a_layer_that_is_called_twice_is_refused():
                                           (["1", "1"], "listed twice"), ([], "no layers were given")])
 def test_features_refusals(layers, words):
     with pytest.raises(ValueError, match=words):
-        with features(small(), layers): pass
+        with features(small(), layers):
+            pass
 
 
 # --- score tables
@@ -235,7 +247,8 @@ def test_permuted_players_permute_the_bits(perm):
 def test_dummy_player_changes_nothing():
     request = scored(n=3)
     x, b = request["x"].clone(), request["baseline"]
-    for i, p in enumerate(request["players"]): x[i][p.owner == 1] = b[p.owner == 1]          # player 1 looks like its baseline
+    for i, p in enumerate(request["players"]):
+        x[i][p.owner == 1] = b[p.owner == 1]          # player 1 looks like its baseline
     v = score_table(**request | dict(x=x)).values
     without = [T for T in range(8) if not T & 2]
     np.testing.assert_allclose(v[..., without], v[..., [T | 2 for T in without]], atol=1e-5)
@@ -260,9 +273,11 @@ def test_every_masked_input_is_seen_once():
 
 def test_modes_and_hooks_are_restored_even_after_a_failure():
     request = scored()
-    model = request["model"].train(); model.norm.eval()
+    model = request["model"].train()
+    model.norm.eval()
     score_table(**request)
-    with pytest.raises(ValueError, match="NaN"): score_table(**request | dict(x=request["x"] * torch.nan))
+    with pytest.raises(ValueError, match="NaN"):
+        score_table(**request | dict(x=request["x"] * torch.nan))
     assert model.training and model.drop.training and not model.norm.training
     assert not any(m._forward_hooks for m in model.modules())
 
@@ -345,7 +360,8 @@ def test_probes_score_in_evaluation_mode_and_come_back_as_they_were():
 @pytest.mark.parametrize("name", ["mlp7", "resnet20"])
 def test_batches_of_128_and_of_1_are_one_network_in_any_memory_format(name):
     net = create(name, (3, 16, 16), 10).to(memory_format=torch.channels_last).eval()
-    with torch.no_grad(): [p.mul_(2) for n, p in net.named_parameters() if "weight" in n and p.ndim == 2]
+    with torch.no_grad():
+        [p.mul_(2) for n, p in net.named_parameters() if "weight" in n and p.ndim == 2]
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     game = PatchPlayers([(r, c) for r in range(2) for c in range(4)], (3, 16, 16), 4)
     v = score_table(net, x.to(memory_format=torch.channels_last), [3], game, ["output"],
@@ -357,7 +373,8 @@ def test_layers_of_half_precision_score_in_single():
     net = small().bfloat16()
     x = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
     v = score_table(net, x, [1], FeaturePlayers(range(6)), ["output"], baseline=0 * x[0], progress=False)
-    with torch.no_grad(): z = net(masked(x[0].bfloat16(), 0 * x[0], torch.arange(6), range(64)))
+    with torch.no_grad():
+        z = net(masked(x[0].bfloat16(), 0 * x[0], torch.arange(6), range(64)))
     np.testing.assert_array_equal(v[0, 0], log_odds(z.float(), 1))
 
 
@@ -382,7 +399,8 @@ TABLE_REFUSALS = [
 @pytest.mark.parametrize("k", range(len(TABLE_REFUSALS)))
 def test_table_refusals(k):
     change, words = TABLE_REFUSALS[k]
-    with pytest.raises(ValueError, match=words) as e: score_table(**scored() | change)
+    with pytest.raises(ValueError, match=words) as e:
+        score_table(**scored() | change)
     assert "\n" not in str(e.value)
 
 

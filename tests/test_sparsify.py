@@ -17,7 +17,8 @@ REAL = {int(k[1:]): t.astype(float) for k, t in np.load(Path(__file__).parent.pa
 def program(n):
     "Columns: x and y, their positive and negative parts, and c; |S| - 1 of each"
     Z, one = sp.csr_matrix([[1.]]), sp.csr_matrix([[1., 0], [1, 1]])
-    for _ in range(n): Z = sp.kron(one, Z, format="csr")
+    for _ in range(n):
+        Z = sp.kron(one, Z, format="csr")
     e = np.ones((2**n, 1))
     A = sp.hstack([Z[:, 1:], -Z[:, 1:], -Z[::-1][:, 1:], Z[::-1][:, 1:], e, -e]).tocsr()
     level = np.r_[np.tile([S.bit_count() - 1. for S in range(1, 2**n)], 4), 0, 0]
@@ -28,7 +29,8 @@ def highs(v, kappa, towards=0, cap=None):
     "The least Σ|I|; or the least (towards=1) or largest (-1) Σ(|S|-1)|I| with Σ|I| <= cap"
     A, level, cost = program(len(v).bit_length() - 1)
     b = np.r_[v + kappa, kappa - v]
-    if cap is not None: A, b = sp.vstack([A, cost]), np.r_[b, cap]
+    if cap is not None:
+        A, b = sp.vstack([A, cost]), np.r_[b, cap]
     exact = dict(primal_feasibility_tolerance=1e-10, dual_feasibility_tolerance=1e-10)
     r = linprog(towards*level if towards else cost, A_ub=A, b_ub=b, method="highs", options=exact)
     assert r.status == 0
@@ -48,13 +50,20 @@ def sizes(v): return np.array([T.bit_count() for T in range(v.shape[-1])])
 def table(kind, n, seed):
     rng, T = np.random.default_rng(seed), np.arange(2**n)
     size = np.array([t.bit_count() for t in T])
-    if kind == "noise": return rng.normal(size=2**n)
-    if kind == "parity": return (-1.)**size
-    if kind == "threshold": return (size > n/2).astype(float)
-    if kind == "one and": return ((T & 3) == 3).astype(float)
-    if kind == "one or": return ((T & 3) != 0).astype(float)
-    if kind == "additive": return ((T[:, None] >> np.arange(n)) & 1) @ rng.normal(size=n)
-    if kind == "heavy tail": return rng.standard_cauchy(size=2**n)
+    if kind == "noise":
+        return rng.normal(size=2**n)
+    if kind == "parity":
+        return (-1.)**size
+    if kind == "threshold":
+        return (size > n/2).astype(float)
+    if kind == "one and":
+        return ((T & 3) == 3).astype(float)
+    if kind == "one or":
+        return ((T & 3) != 0).astype(float)
+    if kind == "additive":
+        return ((T[:, None] >> np.arange(n)) & 1) @ rng.normal(size=n)
+    if kind == "heavy tail":
+        return rng.standard_cauchy(size=2**n)
     if kind == "mixture":
         i_and, i_or = (rng.normal(size=2**n)*(rng.random(2**n) < 4/2**n) for _ in range(2))
         i_or[0] = 0
@@ -97,12 +106,14 @@ def judged(v, kappa):
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_both_ends_are_where_highs_finds_them(kind, n):
     for seed in range(3):
-        for kappa in (.04, ("robust", .04), 0.): judged(table(kind, n, seed), kappa)
+        for kappa in (.04, ("robust", .04), 0.):
+            judged(table(kind, n, seed), kappa)
 
 
 @pytest.mark.parametrize("part", range(8))
 def test_both_ends_of_real_tables_of_eight_players(part):
-    for v in REAL[8][3 + 32*part::8][:4]: judged(v, .04)
+    for v in REAL[8][3 + 32*part::8][:4]:
+        judged(v, .04)
 
 
 @pytest.mark.parametrize("part", range(6))
@@ -126,7 +137,8 @@ def test_an_additive_table_has_no_interaction(n, kappa):
     r = sparsify(v, kappa)
     check(v, r)
     assert r.converged and strengths(r)[sizes(v) > 1].sum() <= 1e-6*np.ptp(v) and (r.i_or == 0).all()
-    if kappa == 0: np.testing.assert_allclose(r.i_and[1 << np.arange(n)], coefficients, atol=1e-6*np.ptp(v))
+    if kappa == 0:
+        np.testing.assert_allclose(r.i_and[1 << np.arange(n)], coefficients, atol=1e-6*np.ptp(v))
 
 
 def test_the_log_odds_of_a_logistic_regression_have_no_interaction():
@@ -137,7 +149,8 @@ def test_the_log_odds_of_a_logistic_regression_have_no_interaction():
     x, y = data.x_train.numpy().reshape(len(data.x_train), -1), data.y_train.numpy()
     model = LogisticRegression(max_iter=300).fit(x[:4000], y[:4000])
     mean, owner = x.mean(0), np.zeros(x.shape[1], int)
-    for player, (_, columns) in enumerate(data.columns): owner[columns] = player
+    for player, (_, columns) in enumerate(data.columns):
+        owner[columns] = player
     T = np.arange(2**len(data.columns))
     for one in x[:5]:
         present = (T[:, None] >> owner) & 1
@@ -157,8 +170,10 @@ def test_planted_interactions_come_back(seed):
         i[rng.integers(2) if m > 1 else 0, S] = rng.choice([-1, 1])*rng.uniform(.3, 2)
     v, total = reconstruct(i[0], i[1]), np.abs(i).sum()
     plan = (np.abs(i).sum(0) @ np.maximum(sizes(v) - 1, 0))
-    if highs(v, 0.) < total*(1 - 1e-6): pytest.skip("a sparser explanation exists")
-    if highs(v, 0., 1, total*(1 + 1e-7)) < plan*(1 - 1e-4): pytest.skip("a simpler explanation exists")
+    if highs(v, 0.) < total*(1 - 1e-6):
+        pytest.skip("a sparser explanation exists")
+    if highs(v, 0., 1, total*(1 + 1e-7)) < plan*(1 - 1e-4):
+        pytest.skip("a simpler explanation exists")
     r = sparsify(v, kappa=0)
     np.testing.assert_allclose(np.stack([r.i_and, r.i_or])[:, 1:], i[:, 1:], atol=1e-6)
     np.testing.assert_array_equal(np.abs(np.stack([r.i_and, r.i_or])[:, 1:]) > 1e-6, i[:, 1:] != 0)
@@ -189,11 +204,16 @@ def close(a, b, v, tol=2e-4): np.testing.assert_allclose(a, b, atol=tol*max(np.p
 @few
 @given(games, st.randoms(use_true_random=False))
 def test_relabelling_players_relabels_the_answer(game, random):
-    v = table(*game); n = game[1]
-    order = list(range(n)); random.shuffle(order)
-    T = np.arange(2**n); moved = sum(((T >> i) & 1) << j for i, j in enumerate(order))
+    v = table(*game)
+    n = game[1]
+    order = list(range(n))
+    random.shuffle(order)
+    T = np.arange(2**n)
+    moved = sum(((T >> i) & 1) << j for i, j in enumerate(order))
     a, b = sparsify(v, ("robust", .04)), sparsify(v[moved], ("robust", .04))
-    close(a.i_and[moved][1:], b.i_and[1:], v); close(a.i_or[moved], b.i_or, v); close(a.delta[moved], b.delta, v, 1e-3)
+    close(a.i_and[moved][1:], b.i_and[1:], v)
+    close(a.i_or[moved], b.i_or, v)
+    close(a.delta[moved], b.delta, v, 1e-3)
 
 @few
 @given(games, st.floats(-1e4, 1e4).filter(lambda s: abs(s) > 1e-3), st.floats(-1e3, 1e3))
@@ -201,7 +221,8 @@ def test_scale_and_constant(game, scale, constant):
     v = table(*game)
     assume(np.ptp(v) > 0 and abs(constant) <= 1e3*abs(scale)*np.ptp(v))
     a, b = sparsify(v, ("robust", .04)), sparsify(scale*v + constant, ("robust", .04))
-    close(scale*a.i_and[1:], b.i_and[1:], scale*v); close(scale*a.i_or, b.i_or, scale*v)
+    close(scale*a.i_and[1:], b.i_and[1:], scale*v)
+    close(scale*a.i_or, b.i_or, scale*v)
 
 @few
 @given(games, games)
@@ -209,7 +230,8 @@ def test_company_and_precision_do_not_matter(one, two):
     v, w = table(*one).astype(np.float32), table(two[0], one[1], two[2]).astype(np.float32)
     a, b, c = sparsify(np.stack([w, v, w])), sparsify(v), sparsify(v.astype(float))
     assert (a.i_and[1] == b.i_and).all() and (a.i_or[1] == b.i_or).all() and b.i_and.dtype == np.float32
-    close(b.i_and, c.i_and, v); close(b.i_or, c.i_or, v)
+    close(b.i_and, c.i_and, v)
+    close(b.i_or, c.i_or, v)
 
 def test_company_does_not_matter_where_rows_are_chosen():
     "Eight players: the solver looks at some rows only"
@@ -229,7 +251,8 @@ def test_the_order_gap_says_how_far_another_optimum_is():
         v = (v - v.min())/np.ptp(v)
         kappa, guess = .04*abs(v[-1] - v[0]), np.ones(256, bool)
         z, bounds = {}, {}
-        for prefer in ("low", "high"): z[prefer], *bounds[prefer] = solve(v, kappa, guess, _rule(prefer, 8))
+        for prefer in ("low", "high"):
+            z[prefer], *bounds[prefer] = solve(v, kappa, guess, _rule(prefer, 8))
         sums = {p: (np.abs(x).sum(0) @ np.maximum(sizes(v) - 1, 0)) for p, x in z.items()}
         for mine, other in (("low", "high"), ("high", "low")):
             gap = _certificate(z[other][None], *(np.array([b]) for b in bounds[mine]), mine)[3][0]
@@ -237,7 +260,8 @@ def test_the_order_gap_says_how_far_another_optimum_is():
 
 
 def test_a_table_too_wide_for_floats_is_refused():
-    with pytest.raises(ValueError, match="too far for float64"): sparsify(np.array([0, 1e308, -1e308, 5]))
+    with pytest.raises(ValueError, match="too far for float64"):
+        sparsify(np.array([0, 1e308, -1e308, 5]))
 
 
 def test_absolute_kappa_scales_with_the_table():
@@ -249,12 +273,20 @@ def test_absolute_kappa_scales_with_the_table():
 def test_processes_do_not_matter():
     v = np.random.default_rng(3).normal(size=(64, 256))
     threads = torch.get_num_threads()
-    try: torch.set_num_threads(1); alone = sparsify(v); torch.set_num_threads(2); beside = sparsify(v)
-    finally: torch.set_num_threads(threads)
-    for name in ("i_and", "i_or", "gap"): np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
+    try:
+        torch.set_num_threads(1)
+        alone = sparsify(v)
+        torch.set_num_threads(2)
+        beside = sparsify(v)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("i_and", "i_or", "gap"):
+        np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
 
 
-def salient(r): i = np.stack([r.i_and, r.i_or], -2)[..., 1:]; return np.abs(i) > .05*np.abs(i).max((-1, -2), keepdims=True)
+def salient(r):
+    i = np.stack([r.i_and, r.i_or], -2)[..., 1:]
+    return np.abs(i) > .05*np.abs(i).max((-1, -2), keepdims=True)
 
 @pytest.mark.parametrize("n, every", [(8, 16), (10, 16), (12, 30)])
 def test_salient_sets_of_real_tables_are_unique(n, every):
@@ -272,34 +304,48 @@ def test_cuda_gives_the_same():
 
 def test_corner_cases():
     assert sparsify(np.full(16, 5.)).gap == 0 and sparsify(np.full(16, 5.)).converged
-    r = sparsify(np.array([1., 3.])); check(np.array([1., 3.]), r); assert r.converged
-    r = sparsify(np.array([2.])); assert r.objective == 0 and r.i_and[0] == 2
-    v = table("noise", 4, 0); v[-1] = v[0]
-    r = sparsify(v); assert r.kappa == 0 and (r.delta == 0).all() and r.converged
+    r = sparsify(np.array([1., 3.]))
+    check(np.array([1., 3.]), r)
+    assert r.converged
+    r = sparsify(np.array([2.]))
+    assert r.objective == 0 and r.i_and[0] == 2
+    v = table("noise", 4, 0)
+    v[-1] = v[0]
+    r = sparsify(v)
+    assert r.kappa == 0 and (r.delta == 0).all() and r.converged
     assert sparsify(v, ("robust", .04)).kappa > 0
     assert sparsify(v, ("absolute", 1e12)).objective == 0
     np.testing.assert_allclose(sparsify(v, ("absolute", .1)).kappa, .1)
     np.testing.assert_allclose(sparsify(np.stack([v, v]), ("absolute", [.1, .2])).kappa, [.1, .2])
-    big = 1e6*table("mixture", 6, 0); r = sparsify(big); check(big, r); assert r.converged
+    big = 1e6*table("mixture", 6, 0)
+    r = sparsify(big)
+    check(big, r)
+    assert r.converged
     assert sparsify(1e6 + table("mixture", 6, 0)).converged
-    one = table("one and", 5, 0); r = sparsify(one, 0.)
+    one = table("one and", 5, 0)
+    r = sparsify(one, 0.)
     assert abs(r.objective - 1) < 1e-6
-    half = torch.from_numpy(table("mixture", 5, 0)).half(); r = sparsify(half); assert r.i_and.dtype == torch.float32 and r.converged
+    half = torch.from_numpy(table("mixture", 5, 0)).half()
+    r = sparsify(half)
+    assert r.i_and.dtype == torch.float32 and r.converged
     assert sparsify(np.zeros((0, 8))).gap.shape == (0,)
     assert sparsify(torch.zeros(2, 3, 8)).i_or.shape == (2, 3, 8)
 
 @pytest.mark.parametrize("v, kappa, says", [(np.zeros(6), .04, "power of two"), ([0., math.nan], .04, "finite"), ([0., math.inf], .04, "finite"),
     (np.zeros(8), -1, "kappa must be"), (np.zeros(8), ("robst", .1), "kappa must be"), (np.zeros(8), math.nan, "kappa must be")])
 def test_bad_input_is_refused_in_words(v, kappa, says):
-    with pytest.raises(ValueError, match=says): sparsify(np.asarray(v), kappa)
+    with pytest.raises(ValueError, match=says):
+        sparsify(np.asarray(v), kappa)
 
 @pytest.mark.parametrize("tol", [0, -1, None, math.nan, "small"])
 def test_another_tol_is_refused(tol):
-    with pytest.raises(ValueError, match="tol must be a positive number"): sparsify(np.zeros(8), tol=tol)
+    with pytest.raises(ValueError, match="tol must be a positive number"):
+        sparsify(np.zeros(8), tol=tol)
 
 @pytest.mark.parametrize("prefer", ["Low", "lowest", "", None, 1, ["low"]])
 def test_another_word_for_prefer_is_refused(prefer):
-    with pytest.raises(ValueError, match="low, high or even; got"): sparsify(np.zeros(8), prefer=prefer)
+    with pytest.raises(ValueError, match="low, high or even; got"):
+        sparsify(np.zeros(8), prefer=prefer)
 
 def test_what_has_not_converged_says_so():
     with pytest.warns(UserWarning, match="1 of 2 tables"):
@@ -308,7 +354,8 @@ def test_what_has_not_converged_says_so():
 
 def test_fourteen_players():
     v = REAL[14][0]
-    r = sparsify(v); check(v, r)
+    r = sparsify(v)
+    check(v, r)
     assert r.converged
 
 def test_too_many_rows_are_refused_in_words():
