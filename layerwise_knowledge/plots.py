@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'CYCLE', 'MARKERS', 'DASHES', 'RC', 'PRINTED', 'theme', 'printed', 'save', 'note',
            'curve', 'dodge', 'plain', 'strengths', 'samples', 'layer_changes', 'by_order', 'boxes_by_order',
-           'destinies', 'interaction_map', 'interaction_rows', 'kappa_sensitivity', 'attributions', 'certificates']
+           'destinies', 'interaction_map', 'interaction_rows', 'kappa_sensitivity', 'attributions', 'sentence',
+           'certificates']
 
 # %% ../nbs/09_plots.ipynb #a181e087
 import io
@@ -761,6 +762,62 @@ def attributions(
     fig.suptitle(title, fontsize=8)
     note(fig, f"n = {n} players", "blue: for the true class, orange: against it",
          f"the {top} strongest interactions")
+    return fig
+
+# %% ../nbs/09_plots.ipynb #09snt001
+def _centres(words, width):
+    "Where the words of a line stand, in letters, spread over its width"
+    ends = np.cumsum([len(w) + 2 for w in words])
+    return (ends - np.array([len(w) + 2 for w in words])/2)/ends[-1]*width
+
+def _bracket(ax, at, level, value, big, up):
+    "A set of words: one line over them, a foot at each, its strength at the end"
+    colour = COLOURS["new" if value > 0 else "forget"]
+    lw, y, foot = .6 + 2.2*abs(value)/big, (level + 1)*up, .42*up
+    ax.plot([min(at), max(at)], [y, y], color=colour, lw=lw, solid_capstyle="round")
+    for x in at:
+        ax.plot([x, x], [foot, y], color=colour, lw=lw, solid_capstyle="round")
+    number = f"{value:+.2f}".replace("-", "−")
+    ax.text(max(at) + .4, y, number, va="center", fontsize=6.5, color=colour)
+
+def _strongest_sets(i, top):
+    "AND and OR of two or more players, (kind, S, value), strongest first"
+    here = i.isel(subset=(i.order > 1).values).stack(S=("kind", "subset"))
+    best = here[np.argsort(-abs(here.values), kind="stable")[:top]]
+    return [(k, int(S), float(x)) for (k, S), x in zip(best.S.values, best.values) if x]
+
+# %% ../nbs/09_plots.ipynb #09snt002
+@_figure
+def sentence(
+    i,              # interactions of one sentence (layer, kind, subset), its layers to show
+    words,          # the players
+    top=6,          # so many interactions of each layer
+    accuracy=None,  # layer -> test accuracy of its probe
+    title="",
+):  # figure
+    "Fig. 6 for a sentence: its strongest ANDs over the words, its strongest ORs under them"
+    i, n = _one_sample(i), len(words)
+    at, alone = _centres(words, 60), 1 << np.arange(n)
+    big = float(abs(i.where(i.order > 0, 0)).max())
+    each = {l: _strongest_sets(i.sel(layer=l), top) for l in i.layer.values}
+    rooms = [max(sum(k == kind for k, *_ in sets) for kind in ("and", "or")) for sets in each.values()]
+    fig, axs = plt.subplots(len(each), 1, figsize=(PAGE, sum(.62 + .3*r for r in rooms)),
+                            height_ratios=[.62 + .3*r for r in rooms], squeeze=False)
+    for ax, (l, sets), room in zip(axs[:, 0], each.items(), rooms):
+        one = i.sel(layer=l, kind="and", subset=alone).values
+        for x, word, z in zip(at, words, one):
+            colour = mpl.colors.to_rgba(COLOURS["new" if z > 0 else "forget"], .75*abs(z)/big)
+            ax.text(x, 0, word, ha="center", va="center", fontsize=8,
+                    bbox=dict(facecolor=colour, edgecolor="none", pad=2))
+        for kind, up in (("and", 1), ("or", -1)):
+            for level, (_, S, z) in enumerate([s for s in sets if s[0] == kind]):
+                _bracket(ax, [at[p] for p in range(n) if S >> p & 1], level, z, big, up)
+        ax.set(xlim=(-1, 66), ylim=(-room - .7, room + .7))
+        ax.set_title(_layer_head(l, accuracy).replace("\n", ", "), loc="left", fontsize=7.5)
+        ax.axis("off")
+    fig.suptitle(title, fontsize=8)
+    note(fig, f"n = {n} words", "over the words AND, under them OR; on a word: it alone",
+         "blue: for the class, orange: against it")
     return fig
 
 # %% ../nbs/09_plots.ipynb #85af496f
