@@ -153,7 +153,7 @@ def curve(ax, at, x, colour, marker, band=True, **style):
                 mew=.8)
 
 def dodge(k, count, step=.05): return (k - (count - 1) / 2) * step
-def _players(m): return f"n = {int(m.order.max())} players"
+def _players(m): return f"n = {m.attrs.get('players', int(m.order.max()))} players"
 def _told(l, accuracy): return accuracy is not None and l in accuracy
 
 def plain(axis):

@@ -81,7 +81,8 @@ class SampledKnowledge(Knowledge):
 
     def _per_sample(self, reference=None):
         _check_span(self.sets)
-        return sparse_metrics(self.sets, reference=reference)
+        m = sparse_metrics(self.sets, reference=reference)
+        return m.assign_attrs(players=self.players[0].n, reference=reference or "output")
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny011
 def _frame(data):
