@@ -5,7 +5,7 @@ READY  := .venv/.installed
 
 .PHONY: figures test lab docs bench reproduce check clean
 
-figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels
+figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels, into figures/quick
 	$(BIN)/lk figures
 	$(BIN)/lk figures fig02 fig03 fig07 --profile quick
 
@@ -41,4 +41,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:                     ## remove what can be made again
-	rm -rf .venv data/cache _docs _proc
+	rm -rf .venv data/cache figures/quick _docs _proc

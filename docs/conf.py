@@ -9,6 +9,7 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2}
 html_title = project
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"      # tables and links in outputs, as in text
 nb_custom_formats = {".ipynb": ["conf.read", {}, False]}
 myst_enable_extensions = ["dollarmath", "amsmath"]
 exclude_patterns = ["**/.ipynb_checkpoints"]

@@ -81,6 +81,8 @@ def drawn(request, tmp_path_factory):
         out = subprocess.run([Path(sys.executable).with_name("lk"), "figures", "--profile", "smoke", "--quiet", "--set", f"folder={base/str(k)}"], cwd=root,
                              capture_output=True, text=True, env=os.environ | {"LAYERWISE_CACHE": str(base/"cache")})
         assert out.returncode == 0, out.stderr
+        assert "WARNING" not in out.stderr, "kernels have something to say: " + out.stderr
+        (base/f"{k}.txt").write_text(out.stdout)
     return base
 
 
@@ -91,6 +93,30 @@ def test_figures_are_drawn_and_the_same_each_time(drawn):
     assert names == sorted(p.name for p in (drawn/"2").iterdir())
     for n in names:
         assert (drawn/"1"/n).read_bytes() == (drawn/"2"/n).read_bytes(), f"{n} differs on the second run"
+
+
+def test_a_list_says_which_figure_is_where(drawn):
+    lines = (drawn/"1.txt").read_text().splitlines()
+    assert [l.split()[1] for l in lines if l.startswith("Figure ")] == [str(k) for k in range(1, 13)]
+    listed = [Path(l.split()[-1]) for l in lines if l.endswith(".png")]
+    assert sorted(listed) == sorted(p.resolve() for p in (drawn/"1").glob("*.png"))
+    for path in listed:
+        assert path.is_file()
+    for l in lines:
+        assert l.endswith(".png") or "nothing to draw" in l or l == lines[-1], l
+
+
+def test_git_keeps_the_figures_of_paper_alone(root):
+    def ignored(*names):
+        out = subprocess.run(["git", "check-ignore", *names], cwd=root, capture_output=True, text=True)
+        if out.returncode not in (0, 1):
+            pytest.skip("not a clone")
+        return out.stdout.split()
+    other = ["figures/quick/fig03_mnist_mlp7_quick.png", "figures/fig03_mnist_mlp7_quick.svg", "figures/smoke/fig02_mnist_smoke.png"]
+    assert ignored("--no-index", *other, "figures/fig03_mnist_mlp7_paper.png", "figures/report_optima_paper.csv") == other
+    kept = subprocess.run(["git", "ls-files", "figures"], cwd=root, capture_output=True, text=True).stdout.split()
+    assert kept and all(Path(k).stem.endswith("_paper") for k in kept)
+    assert (root/"nbs"/"figures"/cli.figure_folder("quick")).resolve() == (root/"figures"/"quick").resolve()
 
 
 def test_a_parameter_reaches_the_figure(drawn):

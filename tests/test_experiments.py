@@ -52,6 +52,17 @@ def test_unknown_names_are_answered_with_the_known_ones(arguments, words):
         ex.settings(*arguments)
 
 
+def test_a_rule_for_patches_is_registered_in_one_place(cache, monkeypatch):
+    def corner(image, n, size, seed=0):
+        return [(row, column) for row in range(n) for column in range(n)][:n]
+    with pytest.raises(ValueError, match="choice must be foreground | central | columns | words"):
+        ex.settings("smoke", "mnist", "mlp7", choice="corner")
+    monkeypatch.setitem(ex.PATCHES, "corner", corner)
+    s = ex.settings("smoke", "mnist", "mlp7", choice="corner")
+    _, x, _, players = ex.get_samples(s)
+    assert [p.patches for p in players] == [[(0, c) for c in range(6)]]*len(x)
+
+
 def test_settings_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no settings.ini.*set LAYERWISE_HOME"):
