@@ -184,9 +184,9 @@ def figures(args):
 
 def report(args):
     "print every claim of the paper with our numbers and the verdict, from what has been computed"
-    from layerwise_knowledge import report as claims
+    from layerwise_knowledge import judging, report as claims
     wanted = args.experiments or ex.experiments(args.profile)
-    tables = claims.load(args.profile, only=wanted)
+    tables = judging.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
     if not tables:

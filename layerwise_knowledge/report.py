@@ -12,7 +12,7 @@ __all__ = ['CLAIMS', 'PICTURES', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES', 'READING
            'other_end', 'judge', 'second', 'on_controls', 'at_ends', 'described', 'as_text', 'as_html']
 
 # %% ../nbs/appendix/claims.ipynb #12cl003
-import html, json, math, re, textwrap
+import json, math, re, textwrap
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -25,10 +25,9 @@ from scipy.stats import rankdata
 
 from . import experiments as ex, metrics, models, plots
 from .judging import (
-    ABOUT, ABOVE, BELOW, FEW, FLAT, LITTLE, MOST, ROWS, Finding, Table, against, alike, beyond,
-    completeness, controls, failed_parts, finding, floors, hidden, high_share, layers_alike, line,
-    listed, load, mark, mean_order, named, num, over, planted, random_functions, redundancy, region,
-    salient_between, sets, trend, two_draws, verdict)
+    ABOUT, ABOVE, BELOW, FLAT, LITTLE, MOST, against, alike, beyond, completeness, controls,
+    finding, floors, hidden, high_share, layers_alike, line, mark, mean_order, over, planted,
+    random_functions, redundancy, region, salient_between, sets, trend, two_draws, verdict)
 
 # %% ../nbs/appendix/claims.ipynb #12cl005
 @dataclass(frozen=True)
@@ -98,13 +97,14 @@ def curves(
     lines,         # label -> values (sample, along)
     along,         # "order", "layer" or another axis with numbers
     xlabel, ylabel,
-    dotted={},     # label -> values, drawn dotted in the colour of the line with that label
+    dotted=None,   # label -> values, drawn dotted in the colour of the line with that label
     hline=None,    # a limit to draw
     **axes,        # for ax.set
 ):                 # figure, or None without lines
     "Means over samples with their 95 % intervals, one line each"
     if not lines:
         return None
+    dotted = dotted or {}
     with plt.rc_context(plots.RC):
         fig, ax = plt.subplots(figsize=(1.35*plots.COLUMN, 2))
         for k, (label, y) in enumerate(lines.items()):
