@@ -182,6 +182,7 @@ def figures(args):
         draw(path, **parameters | own)
         print(f"{name}: drawn by nbs/figures/{path.name}", flush=True)
 
+# %% ../nbs/10_cli.ipynb #eab06d49b
 def report(args):
     "print every claim of the paper with our numbers and the verdict, from what has been computed"
     from layerwise_knowledge import judging, report as claims
@@ -217,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
             _ask_which(c, f)
     return p
 
+# %% ../nbs/10_cli.ipynb #b6e04eaec
 def _ask_which(c, f):
     "Arguments of a command on experiments or figures: which of them, and from which profile"
     if f is figures:

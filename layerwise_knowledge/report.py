@@ -93,6 +93,7 @@ def _curve(ax, k, count, label, y, along, dotted):
         at, dotted = at[:dotted.sizes[along]] + shift, dotted.transpose("sample", along)
         plots.curve(ax, at, dotted, colour, marker, band=False, ls=":")
 
+# %% ../nbs/appendix/claims.ipynb #12cl008b
 def curves(
     lines,         # label -> values (sample, along)
     along,         # "order", "layer" or another axis with numbers
@@ -273,6 +274,7 @@ def c3(tables):
                                ABOVE, inside, control="two draws"))
     return out
 
+# %% ../nbs/appendix/claims.ipynb #12cl022b
 @picture("C3")
 def _(tables):
     these = [t for t, _ in within(tables, LAYERS)]
@@ -293,6 +295,7 @@ def rise_and_fall(y):
     peak = z[np.arange(len(z)), at]
     return [xr.DataArray(peak - z[:, k], dims="sample") for k in (0, -1, -2)]
 
+# %% ../nbs/appendix/claims.ipynb #12cl025b
 @claim("C4", "Redundancy rises, then falls (ResNet-20)", LAYERS[:2])
 def c4(tables):
     """Redundancy at its peak in between minus that of the first layer, and minus that of the last
@@ -532,6 +535,7 @@ def c9(tables):
                 finding(t, jaccard, "Jaccard", (MOST, math.inf), False, where)]
     return out
 
+# %% ../nbs/appendix/claims.ipynb #12cl044b
 @picture("C9")
 def _(tables):
     every = kappas(tables)
@@ -561,6 +565,7 @@ def with_pixels(tables):
     "data set -> one of its tables; all networks share their samples"
     return {t.dataset: t for t in reversed(tables.values()) if t.pixels is not None}
 
+# %% ../nbs/appendix/claims.ipynb #12cl047b
 @claim("C10", "Noise ratio flat in order", ["cifar10/any network"])
 def c10(tables):
     """Relative change of the median noise ratio from order 1 to n (App. L), by least squares;
