@@ -29,7 +29,8 @@ bench: $(READY)            ## time ours beside its peers, in one run
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/one_pass.py
 
-check: $(READY)            ## notebooks, package and git agree
+check: $(READY)            ## lines are clean; notebooks, package and git agree
+	$(BIN)/ruff check nbs tests layerwise_knowledge benchmarks docs
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	git diff --exit-code -- nbs layerwise_knowledge

@@ -1,14 +1,19 @@
-"""Sparse interactions from sampled masks, ours beside its peers: .venv/bin/python benchmarks/beyond.py [truth planted image photo census]
+"""Sparse interactions from sampled masks, ours beside its peers:
+.venv/bin/python benchmarks/beyond.py [truth planted image photo census]
 
-truth    n = 12, where all 4,096 scores are known: what of the exhaustive salient sets comes back from 500 to 4,000 masks (census: 2,000)
-planted  games whose large interactions are known: ANDs to order 6, ORs to order 8, 300 small ones beside them
+truth    n = 12, where all 4,096 scores are known: what of the exhaustive salient sets comes back
+         from 500 to 4,000 masks (census: 2,000)
+planted  games whose large interactions are known: ANDs to order 6, ORs to order 8, 300 small beside
 image    ResNet-20 on CIFAR-10, players 8x8 pixels (n = 16) and 4x4 pixels (n = 64)
 photo    MobileNetV2 on a photograph, 7x7 players (n = 49)
 census   MLP-7 on the census table, every column a player (n = 12; scores shipped)
 
-All methods get the same number of scored masks. LASSO and ours get the same masks (`masks(..., sizes="mixed")`); SPEX and ProxySPEX
-draw their own, about half the players each; KernelSHAP-IQ its own. For masks of half the players there is a second LASSO and a second
-"ours", on `sizes="half"`. With κ = 0 ours explains all that the held-out masks bear out, else up to the noise that Eq. 5 leaves. R² is measured on fresh masks, at p = 1/2 and at even sizes. Writes benchmarks/beyond.md and beyond.json.
+All methods get the same number of scored masks. LASSO and ours get the same masks
+(`masks(..., sizes="mixed")`); SPEX and ProxySPEX draw their own, about half the players each;
+KernelSHAP-IQ its own. For masks of half the players there is a second LASSO and a second "ours", on
+`sizes="half"`. With κ = 0 ours explains all that the held-out masks bear out, else up to the noise
+that Eq. 5 leaves. R² is measured on fresh masks, at p = 1/2 and at even sizes. Writes
+benchmarks/beyond.md and beyond.json.
 """
 import json
 import sys
@@ -129,18 +134,21 @@ def judged(name, game_name, game, n, M, fresh):
     (H, vH), (E, vE), ends = fresh
     try:
         a = METHODS[name](game, n, M)
-    except Exception as e:                                    # a peer that cannot: the table says so
-        print(f"{game_name:28} {name:22} {M:5} cannot: {type(e).__name__}: {str(e)[:60]}", flush=True)
+    except Exception as e:                                   # a peer that cannot: the table says so
+        why = str(e)[:60]
+        print(f"{game_name:28} {name:22} {M:5} cannot: {type(e).__name__}: {why}", flush=True)
         return dict(game=game_name, n=n, method=name, masks=M, failed=str(e)[:60])
     two = np.array([np.zeros(n, bool), np.ones(n, bool)])
     error = a["predict"](two) - ends
     order = np.array([len(S) for _, S in a["sets"]] or [0])
-    row = dict(game=game_name, n=n, method=name, masks=M, seconds=a["seconds"], terms=len(a["sets"]),
+    row = dict(game=game_name, n=n, method=name, masks=M, seconds=a["seconds"],
+               terms=len(a["sets"]),
                half=r2(a["predict"](H), vH), even=r2(a["predict"](E), vE), empty=float(error[0]),
                full=float(error[1]), or_terms=sum(kind == "or" for kind, _ in a["sets"]),
                third=int((order > 2).sum()), largest=int(order.max()), gap=a.get("gap"))
     print(f"{game_name:28} {name:22} {M:5} {row['seconds']:7.1f} s {row['terms']:6} terms  R² half "
-          f"{row['half']:7.3f} even {row['even']:7.3f}  ∅ {row['empty']:+.2f} N {row['full']:+.2f}  "
+          f"{row['half']:7.3f} even {row['even']:7.3f}  ∅ {row['empty']:+.2f} "
+          f"N {row['full']:+.2f}  "
           f"OR {row['or_terms']:4} >2 {row['third']:5} max {row['largest']:2} "
           f"{'' if row['gap'] is None else format(row['gap'], '.0e')}", flush=True)
     return row | ({"path": a["path"].values.tolist()} if "path" in a else {})
@@ -172,8 +180,9 @@ def planted(n, seed=0, small=300, spread=.01):
     "Eight large interactions, and 300 small ones of orders 1 to 3 that stand for noise"
     rng = np.random.default_rng(seed)
     def some(k): return tuple(sorted(rng.permutation(n)[:k].tolist()))
-    large = {("and", some(1)): 1., ("and", some(2)): -1., ("and", some(3)): 1., ("and", some(4)): 1.5,
-             ("and", some(6)): -2., ("or", some(3)): -.8, ("or", some(5)): 1.2, ("or", some(8)): 1.5}
+    large = {("and", some(1)): 1., ("and", some(2)): -1., ("and", some(3)): 1.,
+             ("and", some(4)): 1.5, ("and", some(6)): -2., ("or", some(3)): -.8,
+             ("or", some(5)): 1.2, ("or", some(8)): 1.5}
     noise = {("and", some(k)): spread*rng.standard_normal() for k in rng.integers(1, 4, small)}
     both = noise | large
     sets, x = list(both), np.array(list(both.values()))
@@ -187,8 +196,9 @@ def image(k, side, layer):
     cells = [(i, j) for i in range(32//side) for j in range(32//side)]
     players, baseline = PatchPlayers(cells, x.shape[1:], side), mean_baseline(data.x_train)
     def game(T):
-        return score_table(model, x[[k]], y[[k]], players, [layer], probes, baseline, progress=False,
-                           masks=T).values[0, 0].astype(float)
+        v = score_table(model, x[[k]], y[[k]], players, [layer], probes, baseline, progress=False,
+                        masks=T)
+        return v.values[0, 0].astype(float)
     return game
 
 
@@ -227,7 +237,8 @@ def run_truth():
         for layer in (out.layer.values[1], "output"):
             for M in (500, 1000, 2000) + (4000,)*(dataset == "cifar10"):
                 T = masks(n, M)
-                v = np.stack([table(out.v.sel(layer=layer).values[k].astype(float))(T) for k in range(4)])
+                four = out.v.sel(layer=layer).values[:4].astype(float)
+                v = np.stack([table(scores)(T) for scores in four])
                 start = time.process_time()
                 f = sampled_interactions(v, T, progress=False).to_dataframe()
                 seconds = (time.process_time() - start)/4
@@ -243,7 +254,8 @@ def against(i, tau, f):
     "Salient sets, the share of their strength whose set came back, those salient again, false ones"
     true = {(kind, int(S)): abs(float(x)) for kind, row in zip(("and", "or"), i.values)
             for S, x in enumerate(row) if S and abs(x) > tau}
-    found = {(kind, sum(1 << p for p in S)): abs(x) for kind, S, x in zip(f.kind, f.players, f.value)}
+    found = {(kind, sum(1 << p for p in S)): abs(x)
+             for kind, S, x in zip(f.kind, f.players, f.value)}
     share = sum(x for S, x in true.items() if S in found)/max(sum(true.values()), 1e-300)
     again = {S for S, x in found.items() if x > tau}
     return len(true), share, len(again & set(true)), len(again - set(true))
@@ -251,17 +263,20 @@ def against(i, tau, f):
 
 def run_planted():
     rows = []
-    for n, M, methods in ((40, 2000, METHODS), (100, 2000, ("LASSO, order 1", "SPEX", "ProxySPEX", "ours"))):
+    fewer = ("LASSO, order 1", "SPEX", "ProxySPEX", "ours")
+    for n, M, methods in ((40, 2000, METHODS), (100, 2000, fewer)):
         for seed in (0, 1, 2):
             large, game = planted(n, seed)
             some = methods if seed == 0 else ("ours",)
-            rows += compare(f"planted n={n} #{seed}", game, n, M, [m for m in some if m != "KernelSHAP-IQ"])
+            asked = [m for m in some if m != "KernelSHAP-IQ"]
+            rows += compare(f"planted n={n} #{seed}", game, n, M, asked)
             T = masks(n, M)
             f = sampled_interactions(game(T), T, progress=False).to_dataframe()
             top = f[f.value.abs() > .25*f.value.abs().max()]
             got = set(zip(top.kind, top.players))
-            rows[-1] |= dict(planted=len(large), found=len(got & set(large)), false=len(got - set(large)))
-            print(f"   found {rows[-1]['found']} of {len(large)}, false {rows[-1]['false']}", flush=True)
+            right, wrong = len(got & set(large)), len(got - set(large))
+            rows[-1] |= dict(planted=len(large), found=right, false=wrong)
+            print(f"   found {right} of {len(large)}, false {wrong}", flush=True)
     return rows
 
 
@@ -281,7 +296,8 @@ def run_photo():
 
 def run_census():
     v = ex.get_scores(ex.settings("paper", "census", "mlp7"), False).sel(layer="output").values
-    return [row for k in (0, 1, 2) for row in compare(f"census n=12 #{k}", table(v[k].astype(float)), 12, 1000)]
+    return [row for k in (0, 1, 2)
+            for row in compare(f"census n=12 #{k}", table(v[k].astype(float)), 12, 1000)]
 
 
 def main():
@@ -296,10 +312,10 @@ def main():
 
 def as_text(kept):
     "The tables in Markdown"
-    head = ["game", "method", "masks", "seconds", "terms", "half", "even", "empty", "full", "or_terms",
-            "third", "largest", "gap"]
-    names = ["game", "method", "masks", "CPU s", "terms", "R² p=½", "R² even sizes", "error ∅", "error N",
-             "ORs", "order > 2", "highest", "gap"]
+    head = ["game", "method", "masks", "seconds", "terms", "half", "even", "empty", "full",
+            "or_terms", "third", "largest", "gap"]
+    names = ["game", "method", "masks", "CPU s", "terms", "R² p=½", "R² even sizes", "error ∅",
+             "error N", "ORs", "order > 2", "highest", "gap"]
     rows = [row for part, rows in kept.items() if part != "truth" for row in rows]
     def cell(row, key):
         x = row.get(key, "cannot" if key == "terms" else "")
@@ -308,8 +324,10 @@ def as_text(kept):
         return "" if x is None else str(x)
     lines = ["| " + " | ".join(names) + " |", "|" + "---|"*len(names)]
     lines += ["| " + " | ".join(cell(row, key) for key in head) + " |" for row in rows]
-    lines += ["", "| table, n = 12 | masks | CPU s | salient sets | strength found | salient again | false |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {r['data']} | {r['masks']} | {r['seconds']:.1f} | {r['truth']:.1f} | {r['strength']:.0%} | {r['found']:.1f} | "
+    lines += ["", "| table, n = 12 | masks | CPU s | salient sets | strength found "
+              "| salient again | false |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {r['data']} | {r['masks']} | {r['seconds']:.1f} | {r['truth']:.1f} | "
+              f"{r['strength']:.0%} | {r['found']:.1f} | "
               f"{r['false']:.1f} |" for r in kept.get("truth", [])]
     return "\n".join(lines) + "\n"
 

@@ -218,11 +218,12 @@ def figures(args):
         print(where(name, [p for p in after if after[p] != before.get(p)]), flush=True)
     print(f"Each also as .svg; notebooks as they ran: {_short(ex.cache_folder()/'executed')}")
 
+# %% ../nbs/10_cli.ipynb #eab06d49b
 def report(args):
     "print every claim of the paper with our numbers and the verdict, from what has been computed"
-    from layerwise_knowledge import report as claims
+    from layerwise_knowledge import judging, report as claims
     wanted = args.experiments or ex.experiments(args.profile)
-    tables = claims.load(args.profile, only=wanted)
+    tables = judging.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
     if not tables:
@@ -253,6 +254,7 @@ def parser() -> argparse.ArgumentParser:
             _ask_which(c, f)
     return p
 
+# %% ../nbs/10_cli.ipynb #b6e04eaec
 def _ask_which(c, f):
     "Arguments of a command on experiments or figures: which of them, and from which profile"
     if f is figures:

@@ -113,6 +113,7 @@ def _wanted(name, value):
     if name == "variants" and not _list_of_settings(value):
         return 'a list of settings to change, like [{"seed": 1}]'
 
+# %% ../nbs/08_experiments.ipynb #c0de0702b
 def _list_of_settings(value):
     return isinstance(value, list) and all(isinstance(v, dict) for v in value)
 
@@ -188,6 +189,7 @@ PROBES = {
 AFTER = {"probes": "network", "scores": "probes", "interactions": "scores",
          "noise": "interactions", "attributions": "scores"}
 
+# %% ../nbs/08_experiments.ipynb #6c6ef681b
 def determines(
     s: dict,     # settings of an experiment
     step: str,   # one of STEPS

@@ -10,7 +10,7 @@ __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS'
            'mean_order', 'two_draws', 'floors', 'random_functions', 'permuted', 'another_sample', 'controls']
 
 # %% ../nbs/appendix/judging.ipynb #12jd002
-import json, math, warnings, zlib
+import math, warnings, zlib
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 

@@ -375,6 +375,7 @@ def _batches(model, x, size, generator):
     batches = index.split(size)
     return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
 
+# %% ../nbs/07_models.ipynb #b4b39a55b
 def _epoch(model, optimiser, x, y, epoch, r, bar):
     "One pass over the data by recipe r; its mean loss and the share of right answers on the way"
     device, steps = next(model.parameters()).device, math.ceil(len(x)/r["batch_size"])
@@ -490,6 +491,7 @@ def _transformers():
                           "'layerwise-knowledge[text]'") from None
     return transformers
 
+# %% ../nbs/07_models.ipynb #07txt001b
 def pretrained_folder(
     name,     # a folder, package/folder, or a name of the hub
 ) -> str:     # a folder, or the name
@@ -563,6 +565,7 @@ def build_text(
             model = auto.from_config(_four_blocks(pieces, classes))
     return _wrapped(model.float(), how)
 
+# %% ../nbs/07_models.ipynb #07txt004b
 def _wrapped(model, how):
     from layerwise_knowledge.text import TextNetwork
     network = TextNetwork(model, how, torch.empty(0, dtype=torch.int64))

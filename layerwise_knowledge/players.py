@@ -31,6 +31,7 @@ def _numbers(x, what):
         raise TypeError(f"{what} must hold real numbers, got {numbers.dtype}; take .real or .abs()")
     return numbers
 
+# %% ../nbs/02_players.ipynb #5b1e90c4b
 def _kind(x):
     "What came instead, in words"
     if isinstance(x, (list, tuple)) and any(map(torch.is_tensor, x)):
@@ -91,6 +92,7 @@ class Players:
         return (f"{type(self).__name__}({self.n} players of an input of shape "
                 f"{tuple(self.owner.shape)}: {', '.join(self.names)})")
 
+# %% ../nbs/02_players.ipynb #9e69f76ab
 def _owner_map(owner):
     "The map of owners as int64, or one sentence that says why it is none"
     if hasattr(owner, "owner"):
@@ -134,6 +136,7 @@ def _shape(image_size):
                          f"got {shape}")
     return (1,)*(3 - len(shape)) + shape
 
+# %% ../nbs/02_players.ipynb #24f5904fb
 class PatchPlayers(Players):
     "Square patches of an image, one player each"
     def __init__(self,
@@ -219,6 +222,7 @@ def pixel_hash(
     data = _bytes(x) if x.ndim > 1 else x.float().add(0.).cpu().numpy().astype("<f4")
     return hashlib.sha256(data.tobytes()).hexdigest()
 
+# %% ../nbs/02_players.ipynb #e53b0806b
 def _bytes(image):
     "Pixels as whole numbers 0..255, whatever the source stored"
     image = _numbers(image, "image").detach().cpu()
@@ -315,6 +319,7 @@ def _masked(x, baseline, owner, n, subsets):
     present = torch.cat([bits, never[:, None], always[:, None]], 1).bool()[:, owner]
     return torch.where(present, x, baseline)
 
+# %% ../nbs/02_players.ipynb #a2f9ec72b
 def _fitted(x, baseline, owner):
     "Input, baseline and map of one shape, type and device, or one sentence that says what differs"
     x, baseline, owner = _numbers(x, "x"), _numbers(baseline, "baseline"), _owner_map(owner)
@@ -373,6 +378,7 @@ def _size(b):
     k = min(max(b.bit_length() - 1, 0) // 10, 6)
     return f"{b / 1024**k:,.1f} {'B KiB MiB GiB TiB PiB EiB'.split()[k]}"
 
+# %% ../nbs/02_players.ipynb #e2567f05b
 def masked_batches(
     x,                # one input
     players,          # .n and .owner

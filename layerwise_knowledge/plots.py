@@ -241,6 +241,7 @@ def _shown(m, orders):
 def _layer_head(l, accuracy):
     return f"{l}\n{100 * float(accuracy[l]):.1f} %" if _told(l, accuracy) else l
 
+# %% ../nbs/09_plots.ipynb #396827f7c
 def _layer_title(l, accuracy, count):
     lines = [str(l)]
     if _told(l, accuracy):
@@ -328,6 +329,7 @@ def layer_changes(
          "thin bars: two draws of the layer's probe" if floor is not None else "")
     return fig
 
+# %% ../nbs/09_plots.ipynb #5ee0c759bb
 def _order_key(ax, q):
     "The orders' colours and markers, of those that occur"
     orders, strength = q.order.values.tolist(), q["all"] + q.all_L
@@ -417,6 +419,7 @@ def boxes_by_order(
     note(fig, *notes)
     return fig
 
+# %% ../nbs/09_plots.ipynb #d149a399b
 def _boxes(ax, x):
     "A box for each order; the largest order, and how many values were left out"
     groups = {int(o): x.isel(subset=(x.order == o).values).values.ravel()
@@ -540,6 +543,15 @@ def _map_grid(rows, columns):
     cells = [[fig.add_subplot(grid[r, c + 1]) for c in range(columns)] for r in range(rows)]
     return fig, side, key, cells, fig.add_subplot(grid[-1, 1:])
 
+def _fate_key(ax):
+    "What the bars under the map count"
+    legend = ax.legend(
+        handles=_patches(_FATES, _DESTINY), title="number of salient\ninteractions in layer $l$:",
+        loc="center left", bbox_to_anchor=(-.05, .5), alignment="left", borderpad=0,
+        handlelength=1.2, handletextpad=.5)
+    legend.set_in_layout(False)
+    ax.axis("off")
+
 # %% ../nbs/09_plots.ipynb #9af9827c
 def _strength(z):
     "A number with its sign, and never -0.00"
@@ -590,10 +602,7 @@ def interaction_map(
     owner, omega = _map_owner(owner, image), salient(i, tau)
     fig, side, key, axs, below = _map_grid(len(sets), i.sizes["layer"])
     _numbered(side, image, owner, range(int(i.order.max())), alpha=.8)
-    key.axis("off")
-    key.legend(handles=_patches(_FATES, _DESTINY), loc="center left", bbox_to_anchor=(-.05, .5),
-               title="number of salient\ninteractions in layer $l$:", alignment="left", borderpad=0,
-               handlelength=1.2, handletextpad=.5).set_in_layout(False)
+    _fate_key(key)
     for row, chosen in zip(axs, sets):
         _fate(row, image, owner, i, omega, *chosen)
     for ax, l in zip(axs[0], i.layer.values):
@@ -715,6 +724,14 @@ def _strongest(i, top, names):
     best = i[np.argsort(-abs(i.values), kind="stable")[:top]]
     return best.values, [_set_label(k, int(S), len(names), names) for k, S in best.S.values]
 
+def _height(labels): return max(1.9, .55 + .125 * sum(1.4 + l.count("\n") for l in labels))
+
+def _one_a_player(names, n):
+    names = list(names) if names is not None else [str(k) for k in range(n)]
+    if len(names) != n:
+        raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
+    return names
+
 def _per_player(z, l, layers):
     "What a method says of a layer: one number a player"
     return z.sel(layer=l).values if isinstance(z, xr.DataArray) else np.asarray(z)[layers.index(l)]
@@ -742,13 +759,9 @@ def attributions(
     "Fig. 6: the strongest interactions beside what attribution methods make of the same layer"
     i = _one_sample(i)
     n, rows, pictures = int(i.order.max()), i.layer.values.tolist(), image is not None
-    names = list(names) if names is not None else [str(k) for k in range(n)]
-    if len(names) != n:
-        raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
-    owner = _map_owner(owner, image) if pictures else None
+    names, owner = _one_a_player(names, n), _map_owner(owner, image) if pictures else None
     best = {l: _strongest(i.sel(layer=l), top, names) for l in rows}
-    heights = [max(1.9, .55 + .125 * sum(1.4 + label.count("\n") for label in best[l][1]))
-               for l in rows]
+    heights = [_height(best[l][1]) for l in rows]
     widths = [.8] * pictures + [1.1] + [1] * len(values)
     fig, axs = plt.subplots(len(rows), len(widths), figsize=(PAGE, .3 + sum(heights)),
                             squeeze=False, width_ratios=widths, height_ratios=heights)

@@ -110,7 +110,7 @@ def search(
     most=512,      # sets to return, at most
 ):                 # (sets of two players or more, players in order), sets looked at, finished?
     "Sets S with |Σ u over the masks that contain S| >= theta*price[|S|]; strongest kept"
-    M, scale = X.shape[1], (2**31 - 1 - 2*X.shape[1])/max(np.abs(u).sum(), 1e-300)
+    scale = (2**31 - 1 - 2*X.shape[1])/max(np.abs(u).sum(), 1e-300)
     p, q = (np.ceil(np.maximum(s*u, 0)*scale*(1 + 1e-12)).astype(np.int32) for s in (1, -1))
     limit = np.floor(np.minimum(theta*scale*price, 2.**62)).astype(np.int64)
     bounds = np.maximum(-(X @ p.astype(np.int64)), -(X @ q.astype(np.int64)))

@@ -12,7 +12,7 @@ __all__ = ['CLAIMS', 'PICTURES', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES', 'READING
            'other_end', 'judge', 'second', 'on_controls', 'at_ends', 'described', 'as_text', 'as_html']
 
 # %% ../nbs/appendix/claims.ipynb #12cl003
-import html, json, math, re, textwrap
+import json, math, re, textwrap
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -25,10 +25,9 @@ from scipy.stats import rankdata
 
 from . import experiments as ex, metrics, models, plots
 from .judging import (
-    ABOUT, ABOVE, BELOW, FEW, FLAT, LITTLE, MOST, ROWS, Finding, Table, against, alike, beyond,
-    completeness, controls, failed_parts, finding, floors, hidden, high_share, layers_alike, line,
-    listed, load, mark, mean_order, named, num, over, planted, random_functions, redundancy, region,
-    salient_between, sets, trend, two_draws, verdict)
+    ABOUT, ABOVE, BELOW, FLAT, LITTLE, MOST, against, alike, beyond, completeness, controls,
+    finding, floors, hidden, high_share, layers_alike, line, mark, mean_order, over, planted,
+    random_functions, redundancy, region, salient_between, sets, trend, two_draws, verdict)
 
 # %% ../nbs/appendix/claims.ipynb #12cl005
 @dataclass(frozen=True)
@@ -94,17 +93,19 @@ def _curve(ax, k, count, label, y, along, dotted):
         at, dotted = at[:dotted.sizes[along]] + shift, dotted.transpose("sample", along)
         plots.curve(ax, at, dotted, colour, marker, band=False, ls=":")
 
+# %% ../nbs/appendix/claims.ipynb #12cl008b
 def curves(
     lines,         # label -> values (sample, along)
     along,         # "order", "layer" or another axis with numbers
     xlabel, ylabel,
-    dotted={},     # label -> values, drawn dotted in the colour of the line with that label
+    dotted=None,   # label -> values, drawn dotted in the colour of the line with that label
     hline=None,    # a limit to draw
     **axes,        # for ax.set
 ):                 # figure, or None without lines
     "Means over samples with their 95 % intervals, one line each"
     if not lines:
         return None
+    dotted = dotted or {}
     with plt.rc_context(plots.RC):
         fig, ax = plt.subplots(figsize=(1.35*plots.COLUMN, 2))
         for k, (label, y) in enumerate(lines.items()):
@@ -273,6 +274,7 @@ def c3(tables):
                                ABOVE, inside, control="two draws"))
     return out
 
+# %% ../nbs/appendix/claims.ipynb #12cl022b
 @picture("C3")
 def _(tables):
     these = [t for t, _ in within(tables, LAYERS)]
@@ -293,6 +295,7 @@ def rise_and_fall(y):
     peak = z[np.arange(len(z)), at]
     return [xr.DataArray(peak - z[:, k], dims="sample") for k in (0, -1, -2)]
 
+# %% ../nbs/appendix/claims.ipynb #12cl025b
 @claim("C4", "Redundancy rises, then falls (ResNet-20)", LAYERS[:2])
 def c4(tables):
     """Redundancy at its peak in between minus that of the first layer, and minus that of the last
@@ -532,6 +535,7 @@ def c9(tables):
                 finding(t, jaccard, "Jaccard", (MOST, math.inf), False, where)]
     return out
 
+# %% ../nbs/appendix/claims.ipynb #12cl044b
 @picture("C9")
 def _(tables):
     every = kappas(tables)
@@ -561,6 +565,7 @@ def with_pixels(tables):
     "data set -> one of its tables; all networks share their samples"
     return {t.dataset: t for t in reversed(tables.values()) if t.pixels is not None}
 
+# %% ../nbs/appendix/claims.ipynb #12cl047b
 @claim("C10", "Noise ratio flat in order", ["cifar10/any network"])
 def c10(tables):
     """Relative change of the median noise ratio from order 1 to n (App. L), by least squares;

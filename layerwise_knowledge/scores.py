@@ -50,6 +50,7 @@ def _wide(z):
     "Logits in a type that does not overflow: half precision ends at 65504"
     return z if z.is_floating_point() and z.element_size() > 2 else z.float()
 
+# %% ../nbs/03_scores.ipynb #f4a08a0db
 def _labels(y, shape, single=False):
     "Labels as int64, one for each input; shape is that of the inputs' axes"
     y = _numbers(y, "labels")
@@ -505,6 +506,7 @@ def _pack_frames(frames):
     how = dict(kind="frame", columns=columns, types=types, values=values)
     return [torch.from_numpy(r) for r in rows], how
 
+# %% ../nbs/03_scores.ipynb #03net003b
 def unpacked(
     x,    # a batch, as `packed` makes it
     how,  # from `packed`

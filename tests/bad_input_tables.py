@@ -125,7 +125,8 @@ SPARSIFY = [
      "tol must be a positive number.*got True"),
     ("sparsify: tol infinite", lambda: sparsify(V, tol=np.inf), "tol must be a positive number"),
     ("sparsify: little memory", short_of_memory, "2,000,000 tables .* 1.7 GB and 1.0 GB are free"),
-    ("sparsify: more than any memory", lambda: sparsify(np.broadcast_to(V, (2**50, 8))), "GB are free"),
+    ("sparsify: more than any memory", lambda: sparsify(np.broadcast_to(V, (2**50, 8))),
+     "GB are free"),
     ("sparsify: one table of many", hopeless, r"^v\[1, 0\]: with κ = .* give a larger kappa"),
 ]
 

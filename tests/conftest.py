@@ -1,4 +1,4 @@
-"""Shared by all tests: no display, a fixed profile for hypothesis, the machine's own number of threads."""
+"""Shared by all tests: no display, a fixed profile for hypothesis, the machine's own threads."""
 import os
 from pathlib import Path
 

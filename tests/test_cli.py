@@ -10,8 +10,9 @@ from layerwise_knowledge import cli
 @pytest.fixture
 def lk(root, tmp_path):
     def run(*words, cwd=root, **env):
-        return subprocess.run([Path(sys.executable).with_name("lk"), *words], cwd=cwd, capture_output=True, text=True,
-                              env=os.environ | {"LAYERWISE_CACHE": str(tmp_path/"cache"), "PYTHONWARNINGS": "ignore"} | env)
+        env = {"LAYERWISE_CACHE": str(tmp_path/"cache"), "PYTHONWARNINGS": "ignore"} | env
+        return subprocess.run([Path(sys.executable).with_name("lk"), *words], cwd=cwd,
+                              capture_output=True, text=True, env=os.environ | env)
     return run
 
 
@@ -41,7 +42,8 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as e:
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert e.value.code == 0 and all(c in out for c in ("data", "train", "score", "figures", "report"))
+    assert e.value.code == 0
+    assert all(c in out for c in ("data", "train", "score", "figures", "report"))
 
 
 def test_train_score_report(lk):
@@ -49,28 +51,37 @@ def test_train_score_report(lk):
     assert out.returncode == 0, out.stderr
     assert "mnist/mlp7: test accuracy" in out.stdout and "linear3" in out.stdout
     out = lk("report", "mnist/mlp7", "--profile", "smoke")
-    assert out.returncode == 2 and "nothing to report" in out.stderr and "lk reproduce mnist/mlp7 --profile smoke" in out.stderr      # it computes nothing
+    assert out.returncode == 2 and "nothing to report" in out.stderr           # computes nothing
+    assert "lk reproduce mnist/mlp7 --profile smoke" in out.stderr
     assert lk("score", "mnist/mlp7", "--profile", "smoke", "--quiet").returncode == 0
     out = lk("report", "mnist/mlp7", "census/mlp7", "--profile", "smoke")
     assert out.returncode == 0, out.stderr
-    assert "paper 21.8" in out.stdout and "3 of 100 samples" in out.stdout and "not computed here: census/mlp7" in out.stdout
-    assert all(f"\nC{k} " in out.stdout for k in range(1, 13)) and max(map(len, out.stdout.split("\n"))) <= 150
-    assert "replicates" not in out.stdout                                # no verdict from three samples
+    assert "paper 21.8" in out.stdout and "3 of 100 samples" in out.stdout
+    assert "not computed here: census/mlp7" in out.stdout
+    assert all(f"\nC{k} " in out.stdout for k in range(1, 13))
+    assert max(map(len, out.stdout.split("\n"))) <= 150
+    assert "replicates" not in out.stdout                            # no verdict from three samples
 
 
 def test_report_into_a_closed_pipe(root, drawn):
     env = os.environ | {"LAYERWISE_CACHE": str(drawn/"cache")}
-    out = subprocess.run(["bash", "-c", f"set -o pipefail; {Path(sys.executable).with_name('lk')} report --profile smoke | head -1"], cwd=root, capture_output=True, text=True, env=env)
+    lk = Path(sys.executable).with_name("lk")
+    code = f"set -o pipefail; {lk} report --profile smoke | head -1"
+    out = subprocess.run(["bash", "-c", code], cwd=root, capture_output=True, text=True, env=env)
     assert "Traceback" not in out.stderr and out.stdout.startswith("----")
 
 
 def test_report_of_what_the_figures_computed(root, drawn, tmp_path, monkeypatch):
-    "The report notebook on the profile smoke: it runs, judges nothing from so few samples, and its pictures go where they are told"
+    "The report on the profile smoke: it judges nothing from so few samples; pictures where told"
     monkeypatch.setenv("LAYERWISE_CACHE", str(drawn/"cache"))
-    out = json.loads(cli.draw(root/"nbs"/"report.ipynb", profile="smoke", folder=str(tmp_path/"pictures")).read_text())
+    pictures = tmp_path/"pictures"
+    out = cli.draw(root/"nbs"/"report.ipynb", profile="smoke", folder=str(pictures))
+    out = json.loads(out.read_text())
     text = "".join("".join(o.get("text", [])) for c in out["cells"] for o in c.get("outputs", []))
-    assert "profile smoke, tau = 0.05: 3 experiments" in text and "here: not tested; 3 of 100 samples" in text
-    assert {"report_c1_smoke.png", "report_c2_smoke.svg", "report_gaps_smoke.png"} <= {p.name for p in (tmp_path/"pictures").iterdir()}
+    assert "profile smoke, tau = 0.05: 3 experiments" in text
+    assert "here: not tested; 3 of 100 samples" in text
+    drawn_here = {p.name for p in pictures.iterdir()}
+    assert {"report_c1_smoke.png", "report_c2_smoke.svg", "report_gaps_smoke.png"} <= drawn_here
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +89,10 @@ def drawn(request, tmp_path_factory):
     "All figures, drawn twice: from nothing, and again from what the first run kept"
     root, base = request.config.rootpath, tmp_path_factory.mktemp("figures")
     for k in (1, 2):
-        out = subprocess.run([Path(sys.executable).with_name("lk"), "figures", "--profile", "smoke", "--quiet", "--set", f"folder={base/str(k)}"], cwd=root,
-                             capture_output=True, text=True, env=os.environ | {"LAYERWISE_CACHE": str(base/"cache")})
+        words = ["figures", "--profile", "smoke", "--quiet", "--set", f"folder={base/str(k)}"]
+        out = subprocess.run([Path(sys.executable).with_name("lk"), *words], cwd=root,
+                             capture_output=True, text=True,
+                             env=os.environ | {"LAYERWISE_CACHE": str(base/"cache")})
         assert out.returncode == 0, out.stderr
         assert "WARNING" not in out.stderr, "kernels have something to say: " + out.stderr
         (base/f"{k}.txt").write_text(out.stdout)
@@ -89,10 +102,12 @@ def drawn(request, tmp_path_factory):
 def test_figures_are_drawn_and_the_same_each_time(drawn):
     names = sorted(p.name for p in (drawn/"1").iterdir())
     assert {"fig02", "fig03", "fig07"} <= {n.split("_")[0] for n in names}
-    assert {n.split(".")[0] for n in names if n.endswith(".png")} == {n.split(".")[0] for n in names if n.endswith(".svg")}
+    png, svg = ({n.split(".")[0] for n in names if n.endswith(end)} for end in (".png", ".svg"))
+    assert png == svg
     assert names == sorted(p.name for p in (drawn/"2").iterdir())
     for n in names:
-        assert (drawn/"1"/n).read_bytes() == (drawn/"2"/n).read_bytes(), f"{n} differs on the second run"
+        first, second = ((drawn/k/n).read_bytes() for k in "12")
+        assert first == second, f"{n} differs on the second run"
 
 
 def test_a_list_says_which_figure_is_where(drawn):
@@ -122,9 +137,11 @@ def test_git_keeps_the_figures_of_paper_alone(root):
 def test_a_parameter_reaches_the_figure(drawn):
     for path in (drawn/"cache"/"executed").glob("fig*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
-        injected = ["".join(c["source"]) for c in cells if "injected-parameters" in c["metadata"].get("tags", [])]
+        tags = [c["metadata"].get("tags", []) for c in cells]
+        where = [k for k, of in enumerate(tags) if "injected-parameters" in of]
+        injected = ["".join(cells[k]["source"]) for k in where]
         assert len(injected) == 1 and "smoke" in injected[0] and str(drawn) in injected[0]
-        assert "parameters" in cells[cells.index(next(c for c in cells if "injected-parameters" in c["metadata"].get("tags", []))) - 1]["metadata"]["tags"]
+        assert "parameters" in tags[where[0] - 1]
 
 
 def test_data_says_where_it_comes_from(lk):

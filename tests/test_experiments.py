@@ -17,9 +17,10 @@ def cache(tmp_path, monkeypatch, root):
 def test_every_experiment_of_every_profile_has_whole_settings(profile):
     for dataset, network in ex.experiments(profile):
         s = ex.settings(profile, dataset, network)
-        wanted = {k for keys in [*ex.STEPS.values(), *ex.PROBES.values()] for k in keys} - {"labels"}
+        wanted = {k for keys in [*ex.STEPS.values(), *ex.PROBES.values()] for k in keys}
         of_sentences = {"optimiser", "pretrained", "read"}
-        wanted -= {"columns": {"players", "patch"} | of_sentences, "words": {"patch"}}.get(s["choice"], of_sentences)
+        unasked = {"columns": {"players", "patch"} | of_sentences, "words": {"patch"}}
+        wanted -= {"labels"} | unasked.get(s["choice"], of_sentences)
         assert wanted <= s.keys(), f"{profile} {dataset} {network} lacks {wanted - s.keys()}"
         assert s["layers"][-1] == "output" and len(ex.variants(s)) == 1 + len(s["variants"])
 
@@ -30,17 +31,22 @@ def test_a_file_name_changes_with_what_determines_it_and_nothing_else(step):
     mine = ex.determines(s, step).keys()
     for key in s:
         other = s | {key: "sgd" if key == "probe" else "something else"}
-        same = ex.step_file(s, step, "").name.split("-")[-1] == ex.step_file(other, step, "").name.split("-")[-1]
+        one, two = (ex.step_file(z, step, "").name.split("-")[-1] for z in (s, other))
+        same = one == two
         assert same == (key not in mine), f"{step}: {key}"
 
 
 def test_shuffled_labels_and_other_probes_are_other_files():
     s = ex.settings("quick", "mnist", "mlp7")
-    others = [s, s | dict(labels="shuffled"), s | dict(probe="sgd"), s | dict(bootstrap=1), s | dict(pool=16)]
+    others = [s, s | dict(labels="shuffled"), s | dict(probe="sgd"), s | dict(bootstrap=1),
+              s | dict(pool=16)]
     assert len({ex.step_file(o, "scores", "") for o in others}) == 5
-    assert [ex.step_file(o, "network", "") == ex.step_file(s, "network", "") for o in others] == [True, False] + [True]*3
+    network = ex.step_file(s, "network", "")
+    same = [ex.step_file(o, "network", "") == network for o in others]
+    assert same == [True, False, True, True, True]
     sgd = s | dict(probe="sgd")
-    assert ex.step_file(sgd, "probes", "") == ex.step_file(sgd | dict(probe_tol=.5, bootstrap=2), "probes", "")
+    other = sgd | dict(probe_tol=.5, bootstrap=2)
+    assert ex.step_file(sgd, "probes", "") == ex.step_file(other, "probes", "")
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -91,7 +97,8 @@ def test_a_run_killed_in_the_middle_of_its_scores_goes_on(cache, monkeypatch, ro
     "A real kill: the process ends without a chance to tidy up"
     code = ("import os, sys; from layerwise_knowledge import experiments as ex, scores\n"
             "real, calls = scores.score_table, []\n"
-            "def table(*a, **k):\n    calls.append(1)\n    return real(*a, **k) if len(calls) < 3 else os._exit(9)\n"
+            "def table(*a, **k):\n    calls.append(1)\n"
+            "    return real(*a, **k) if len(calls) < 3 else os._exit(9)\n"
             "scores.score_table = table\n"
             "ex.run('smoke', 'mnist', 'mlp7', progress=False)")
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
@@ -132,7 +139,8 @@ def test_what_is_shipped_needs_neither_data_nor_network(home, cache, monkeypatch
     first, (index, x, y, players) = ex.get_interactions(s, progress=False), ex.get_samples(s)
     names = {p.name for p in ex.ship(s, most=1e6)}
     assert names == {p.name for p in (home/"data"/"results").iterdir()}
-    assert any("scores" in n for n in names) and not any("network" in n for n in names), "MLP-7 is 30 MB"
+    assert any("scores" in n for n in names)
+    assert not any("network" in n for n in names), "MLP-7 is 30 MB"
     shutil.rmtree(cache)
     def missing(*_): raise FileNotFoundError("no data here")
     monkeypatch.setattr(ex.datasets, "load", missing)
@@ -172,15 +180,22 @@ def test_an_extraction_of_other_scores_is_refused(cache):
 def test_noise_again_by_hand(cache):
     s = ex.settings("smoke", "mnist", "mlp7", noise_samples=1, draws=4)
     out, noisy = ex.get_interactions(s, progress=False), ex.get_noise(s, progress=False)
-    (model, _), probes, (index, x, y, players) = ex.get_network(s, progress=False), ex.get_probes(s, progress=False), ex.get_samples(s)
-    noise = s["noise"]*torch.randn(4, *x[0].shape, generator=torch.Generator().manual_seed(int(index[0])))
-    v = torch.stack([torch.from_numpy(scores.score_table(model, x[:1] + e, y[:1], players[0], ["output"], probes, ex.mean_baseline(ex.get_data(s).x_train), progress=False).values[0, 0]) for e in noise])
+    (model, _), probes = ex.get_network(s, progress=False), ex.get_probes(s, progress=False)
+    index, x, y, players = ex.get_samples(s)
+    gen = torch.Generator().manual_seed(int(index[0]))
+    noise = s["noise"]*torch.randn(4, *x[0].shape, generator=gen)
+    baseline = ex.mean_baseline(ex.get_data(s).x_train)
+    v = torch.stack([torch.from_numpy(scores.score_table(
+        model, x[:1] + e, y[:1], players[0], ["output"], probes, baseline,
+        progress=False).values[0, 0]) for e in noise])
     r = ex.sparsify(v.double())
     i = ex.metrics.interaction_table(r.i_and[:, None], r.i_or[:, None], ["output"])
     moments = ex.metrics.merge_first_order(i).isel(layer=0).rename(sample="draw")
     omega = ex.metrics.salient(out.interaction).sel(layer="output").isel(sample=0)
     for name, one in (("mean", moments.mean("draw")), ("std", moments.std("draw"))):
-        np.testing.assert_allclose(noisy[name].sel(layer="output").isel(sample=0).values, one.where(omega).values, atol=2e-3*abs(out.interaction).max().item())
+        ours = noisy[name].sel(layer="output").isel(sample=0).values
+        scale = abs(out.interaction).max().item()
+        np.testing.assert_allclose(ours, one.where(omega).values, atol=2e-3*scale)
     with pytest.raises(ValueError, match="draws no noise"):
         ex.get_noise(s | {"noise_samples": 0})
 
@@ -189,7 +204,7 @@ def test_noise_of_the_rule_before_is_taken_where_no_other_was_drawn(cache):
     low = ex.settings("smoke", "mnist", "mlp7")
     even, high = low | {"prefer": "even"}, low | {"prefer": "high"}
     file = lambda s: ex.step_file(s, "noise", ".nc")
-    assert len({file(s) for s in (low, even, high)}) == 3                     # which optimum determines the file
+    assert len({file(s) for s in (low, even, high)}) == 3        # which optimum determines the file
     assert ex.noise_settings(low) == low                                     # nothing is there
     cache.mkdir(parents=True)
     file(even).touch()

@@ -1,4 +1,5 @@
-"""Every notebook runs top to bottom; chapters as they are, figures, report and its appendix through papermill with the profile `smoke` (test_cli)."""
+"""Every notebook runs top to bottom; chapters as they are, figures, report and its appendix through
+papermill with the profile `smoke` (test_cli)."""
 import json
 from pathlib import Path
 
@@ -7,7 +8,8 @@ from nbdev.test import test_nb as run_nb
 
 NBS = Path(__file__).parent.parent / "nbs"
 ALL = sorted(p for p in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-FIGURES = [p for p in ALL if p.parent.name == "figures" or p.stem in ("report", "claims", "choices")]
+FIGURES = [p for p in ALL
+           if p.parent.name == "figures" or p.stem in ("report", "claims", "choices")]
 CHAPTERS = [p for p in ALL if p not in FIGURES]
 name = lambda p: str(p.relative_to(NBS).with_suffix(""))
 

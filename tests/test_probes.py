@@ -1,4 +1,4 @@
-"""Probes: the optimum against scikit-learn and its own certificate, SGD on the way there, the bootstrap."""
+"""Probes: the optimum against scikit-learn and its certificate, SGD on the way, the bootstrap."""
 import numpy as np
 import pytest
 import torch
@@ -58,7 +58,8 @@ def test_the_penalty_is_the_one_that_serves_what_is_held_out():
     assert tried.index(chosen) == len(tried) - 2 and tried[-1]["held_out"] > .999*chosen["held_out"]
     assert all(b["held_out"] < .999*a["held_out"] for a, b in zip(tried[:-1], tried[1:-1]))
     assert [one["train"] for one in tried] == sorted((one["train"] for one in tried), reverse=True)
-    assert set(probes.accuracy["0"]) == set(probes.accuracy["output"]) == {"train", "held_out", "test"}
+    assert set(probes.accuracy["0"]) == {"train", "held_out", "test"}
+    assert set(probes.accuracy["output"]) == {"train", "held_out", "test"}
 
 
 def test_an_optimum_does_not_depend_on_order_or_company_or_memory_or_mode():
@@ -88,7 +89,8 @@ def test_the_valley_is_a_matter_of_speed_alone(monkeypatch):
     monkeypatch.setattr(module._Valley, "stretch", lambda self, w, penalty, power: w.clone())
     b = train_probes(identity(), ["0"], x, y, *TEST, **request)
     assert (a["0"].weight - b["0"].weight).norm() < 5e-3*a["0"].weight.norm()
-    assert sum(one["passes"] for one in a.history["0"]) < sum(one["passes"] for one in b.history["0"])
+    passes = [sum(one["passes"] for one in probes.history["0"]) for probes in (a, b)]
+    assert passes[0] < passes[1]
 
 
 def test_features_that_tell_nothing():
@@ -110,7 +112,7 @@ def test_held_out_is_a_tenth_by_content():
     turn = torch.randperm(500)
     assert held_out(x).sum() == 50 and torch.equal(held_out(x[turn]), held_out(x)[turn])
     twice = torch.cat([x, x])
-    assert torch.equal(held_out(twice)[:500], held_out(twice)[500:])     # no copy is on the other side
+    assert torch.equal(held_out(twice)[:500], held_out(twice)[500:])  # no copy is on the other side
 
 
 def test_pooled_probes_read_averages():
@@ -140,7 +142,8 @@ def test_other_dtypes_are_read_too(dtype):
 def test_a_bootstrap_is_another_draw_and_the_same_again():
     net, (x, y) = small(), blobs()
     probes = train_probes(net, ["0", "output"], x, y, *TEST, progress=False)
-    one, same, two = (bootstrap_probes(probes, k, net, x, y, *TEST, progress=False) for k in (1, 1, 2))
+    one, same, two = (bootstrap_probes(probes, k, net, x, y, *TEST, progress=False)
+                      for k in (1, 1, 2))
     assert torch.equal(one["0"].weight, same["0"].weight) and one.penalty == probes.penalty
     apart = (one["0"].weight - two["0"].weight).norm() / probes["0"].weight.norm()
     assert .01 < apart < 1 and one.gap["0"] <= 1e-4 and one.settings["bootstrap"] == 1
@@ -151,7 +154,8 @@ def test_a_bootstrap_is_the_optimum_of_its_draw():
     probes = train_probes(identity(), ["0"], x, y, *TEST, tol=1e-5, progress=False)
     one = bootstrap_probes(probes, 1, identity(), x, y, *TEST, progress=False)
     index = torch.nonzero(~held_out(x))[:, 0]
-    drawn = index[torch.randint(len(index), (len(index),), generator=torch.Generator().manual_seed(1))]
+    gen = torch.Generator().manual_seed(1)
+    drawn = index[torch.randint(len(index), (len(index),), generator=gen)]
     best = sklearn_objective(x[drawn], y[drawn], probes.penalty["0"])
     assert objective(one["0"], x[drawn], y[drawn], probes.penalty["0"])/best - 1 < 3e-5
 
@@ -159,12 +163,13 @@ def test_a_bootstrap_is_the_optimum_of_its_draw():
 # --- SGD
 
 def test_sgd_ends_at_logistic_regression():
-    "A layer that passes its input on: the probe must find scikit-learn's optimum, where the gradient is zero"
+    "A layer that passes its input on: the probe must find scikit-learn's optimum, of gradient zero"
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = blobs()
     probes = sgd_probes(identity(), ["0"], x, y, *TEST, lr=.2, batch_size=600, epochs=600, tol=0,
                         progress=False)
-    reference = linear_model.LogisticRegression(C=np.inf, max_iter=1000, tol=1e-10).fit(x.numpy(), y.numpy())
+    reference = linear_model.LogisticRegression(C=np.inf, max_iter=1000, tol=1e-10)
+    reference.fit(x.numpy(), y.numpy())
     probe = probes["0"]
     ours, theirs = probe(x).softmax(-1).numpy(), reference.predict_proba(x.numpy())
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
@@ -198,7 +203,7 @@ def test_sgd_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize("memory,passes", [(2**30, 3), (0, 2 * 3 + 3)])
 def test_one_forward_pass_an_epoch_feeds_all_probes(memory, passes):
-    """128 training inputs in batches of 64. Kept: one pass over train in all. Not kept: one an epoch,
+    """128 training inputs in batches of 64. Kept: one pass over train in all. Not kept: one each,
     one for the accuracies. Then one over test."""
     net, (x, y) = small(), blobs(128)
     sizes = []
@@ -217,7 +222,8 @@ def test_probes_survive_the_disk(train, tmp_path):
     probes.save(tmp_path / "probes.safetensors")
     loaded = Probes.load(tmp_path / "probes.safetensors")
     told = ("accuracy", "gap", "penalty", "history", "settings")
-    assert all(getattr(loaded, k) == getattr(probes, k) for k in told) and str(loaded) == str(probes)
+    assert str(loaded) == str(probes)
+    assert all(getattr(loaded, k) == getattr(probes, k) for k in told)
     assert all(torch.equal(loaded[name].weight, probes[name].weight) for name in probes)
     assert [f.name for f in tmp_path.iterdir()] == ["probes.safetensors"]
     whole = (tmp_path / "probes.safetensors").read_bytes()

@@ -78,7 +78,8 @@ def test_planted_sets_come_back_and_no_others():
     assert set(zip(top.kind, top.players)) == set(large)
     assert q.exhausted and q.gap < 1e-6 and q.r2 > .99
     fresh = s.masks(n, 500, seed=3)
-    assert 1 - ((q.predict(fresh) - game(noise | large, fresh))**2).mean()/q.predict(fresh).var() > .99
+    error = ((q.predict(fresh) - game(noise | large, fresh))**2).mean()
+    assert 1 - error/q.predict(fresh).var() > .99
 
 
 def test_labels_and_shapes_go_along():
@@ -128,7 +129,8 @@ def test_sparsify_with_masks_refuses_what_has_no_meaning():
 def test_without_numba_one_sentence_says_how_to_get_it():
     code = ("import sys; sys.modules['numba'] = None; import layerwise_knowledge.sampled as s; "
             "T = s.masks(8, 100); s.sampled_interactions(T[:, 0] + 0., T, progress=False)")
-    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True,
+                         text=True)
     assert out.stderr.strip().split("\n")[-1].endswith("pip install 'layerwise-knowledge[sampled]'")
 
 
@@ -143,10 +145,13 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(tmp_path):
     distributed = pytest.importorskip("distributed")
     from joblib import Parallel, delayed, parallel_config
     rows = [V + k*T[:, 5] for k in range(8)]
-    alone = [s.sampled_interactions(row, T, progress=False).to_dataframe().to_json() for row in rows]
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, \
-         distributed.Client(cluster), parallel_config(backend="dask"):
-        jobs = Parallel(return_as="generator")(delayed(_slow_table)(row, tmp_path, T) for row in rows)
+    alone = [s.sampled_interactions(row, T, progress=False) for row in rows]
+    alone = [one.to_dataframe().to_json() for one in alone]
+    cluster = distributed.LocalCluster(2, threads_per_worker=1, processes=True,
+                                       dashboard_address=None)
+    with cluster, distributed.Client(cluster), parallel_config(backend="dask"):
+        tables = (delayed(_slow_table)(row, tmp_path, T) for row in rows)
+        jobs = Parallel(return_as="generator")(tables)
         first = next(jobs)
         victim = int(sorted(tmp_path.iterdir())[0].name)
         assert victim in [w.pid for w in cluster.workers.values()]
@@ -154,5 +159,6 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(tmp_path):
         together = [first, *jobs]
         whole = s.sampled_interactions(np.stack(rows), T, progress=False)
     assert together == alone
-    assert [whole.to_dataframe().query(f"axis0 == {k}").drop(columns="axis0").reset_index(drop=True).to_json()
-            for k in range(8)] == alone
+    whole = whole.to_dataframe()
+    parts = [whole[whole.axis0 == k].drop(columns="axis0") for k in range(8)]
+    assert [part.reset_index(drop=True).to_json() for part in parts] == alone

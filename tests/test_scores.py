@@ -15,11 +15,12 @@ from layerwise_knowledge.scores import features, log_odds, score_table
 
 def small(seed=0, d=6, classes=3):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Sequential(nn.Linear(d, 8), nn.ReLU()), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, classes))
+    first = nn.Sequential(nn.Linear(d, 8), nn.ReLU())
+    return nn.Sequential(first, nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, classes))
 
 
 class Conv(nn.Module):
-    "Convolutions, batch norm, dropout, a residual sum, an in-place ReLU that is used twice: what real networks do"
+    "Convolutions, batch norm, dropout, a residual sum, an in-place ReLU that is used twice"
     def __init__(self):
         super().__init__()
         self.conv, self.side = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 3, padding=1)
@@ -43,14 +44,16 @@ def conv(seed=0):
 def blobs(n=600, d=6, classes=3, seed=0):
     gen = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % classes
-    return torch.randn(n, d, generator=gen) + 1.2 * F.one_hot(y, d).float(), y     # overlapping: a minimum exists
+    x = torch.randn(n, d, generator=gen) + 1.2 * F.one_hot(y, d).float()
+    return x, y                                                      # overlapping: a minimum exists
 
 
 def random_probes(model, layers, x, classes, seed=0):
     torch.manual_seed(seed)
     with torch.no_grad(), features(model.eval(), layers) as f:
         model(x)
-    return {name: nn.Linear(f[name].flatten(1).shape[1], classes) for name in layers if name != "output"}
+    widths = {name: f[name].flatten(1).shape[1] for name in layers if name != "output"}
+    return {name: nn.Linear(width, classes) for name, width in widths.items()}
 
 
 # --- log-odds
@@ -63,12 +66,15 @@ def test_log_odds_against_probabilities(classes, seed, scale):
     z = z.clip(z.max(-1, keepdims=True) - 30, None) if scale > 3 else z
     p = np.exp(z - z.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    p_y, rest = np.take_along_axis(p, y[..., None], -1)[..., 0], np.where(np.arange(classes) == y[..., None], 0, p).sum(-1)
+    p_y = np.take_along_axis(p, y[..., None], -1)[..., 0]
+    rest = np.where(np.arange(classes) == y[..., None], 0, p).sum(-1)
     np.testing.assert_allclose(log_odds(z, y), np.log(p_y / rest), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(log_odds(torch.tensor(z), torch.tensor(y)).numpy(), log_odds(z, y))
 
 
-@pytest.mark.parametrize("dtype,top", [(torch.float32, 1e4), (torch.float32, 1e30), (torch.float64, 1e300), (torch.float16, 6e4), (torch.bfloat16, 1e30)])
+@pytest.mark.parametrize("dtype,top", [
+    (torch.float32, 1e4), (torch.float32, 1e30), (torch.float64, 1e300), (torch.float16, 6e4),
+    (torch.bfloat16, 1e30)])
 def test_log_odds_where_probabilities_saturate(dtype, top):
     z = torch.tensor([top, 0, -top], dtype=dtype)
     assert log_odds(z, 0) == float(z[0]) and log_odds(z, 1) == -float(z[0])
@@ -83,7 +89,8 @@ def test_log_odds_is_antisymmetric_for_two_classes_and_differentiable():
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
 def test_labels_of_any_whole_number(dtype):
-    z, y = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1, 0])
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 2, 1, 1, 0])
     assert torch.equal(log_odds(z, y.to(dtype)), log_odds(z, y))
     net, (x, y) = small(), blobs(60)
     few = dict(progress=False)
@@ -112,9 +119,12 @@ def test_arrays_are_as_good_as_tensors():
 
 
 @pytest.mark.parametrize("z,y,words", [
-    (torch.zeros(2, 3), [0, 3], "label 3 is out of range: 3 classes are numbered 0 to 2"), (torch.zeros(2, 3), [-1, 0], "label -1 is out of range"),
-    (torch.zeros(2, 1), [0, 0], "at least two classes"), (torch.tensor(1.), 0, "at least two classes"), (torch.zeros(2, 3), [0., 1.], "whole numbers"),
-    (torch.tensor([[torch.nan, 0.]]), 0, "NaN or infinity"), (torch.tensor([[torch.inf, 0.]]), 0, "NaN or infinity")])
+    (torch.zeros(2, 3), [0, 3], "label 3 is out of range: 3 classes are numbered 0 to 2"),
+    (torch.zeros(2, 3), [-1, 0], "label -1 is out of range"),
+    (torch.zeros(2, 1), [0, 0], "at least two classes"),
+    (torch.tensor(1.), 0, "at least two classes"), (torch.zeros(2, 3), [0., 1.], "whole numbers"),
+    (torch.tensor([[torch.nan, 0.]]), 0, "NaN or infinity"),
+    (torch.tensor([[torch.inf, 0.]]), 0, "NaN or infinity")])
 def test_log_odds_refusals(z, y, words):
     with pytest.raises(ValueError, match=words):
         log_odds(z, torch.tensor(y))
@@ -130,8 +140,9 @@ def test_features_are_those_of_a_manual_forward():
         pooled = net.pool(total.relu())
         with features(net, ["conv", "norm", "last", "pool", "output"]) as f:
             net(x)
-        assert torch.equal(f["norm"], first)                                        # although relu overwrote it in place
-        assert torch.equal(f["conv"], net.conv(x)) and torch.equal(f["last"], total.relu()) and torch.equal(f["pool"], pooled)
+        assert torch.equal(f["norm"], first)                   # although relu overwrote it in place
+        assert torch.equal(f["conv"], net.conv(x))
+        assert torch.equal(f["last"], total.relu()) and torch.equal(f["pool"], pooled)
         assert torch.equal(f["output"], net.head(pooled.flatten(1)))
 
 
@@ -141,7 +152,7 @@ def test_hooks_go_away_and_nest():
         net(x)
     assert torch.equal(outer["0"], inner["0"]) and len(net[0]._forward_hooks) == 0
     net(torch.randn(3, 6))
-    assert len(outer["0"]) == 2                                                      # nothing is heard after the context
+    assert len(outer["0"]) == 2                                 # nothing is heard after the context
     with pytest.raises(ZeroDivisionError):
         with features(net, ["0"]):
             1 / 0
@@ -181,7 +192,8 @@ def test_a_layer_that_is_not_reached_has_no_features():
 
 def test_a_layer_that_is_called_twice_is_refused():
     relu = nn.ReLU()
-    net, words = nn.Sequential(nn.Linear(6, 6), relu, nn.Linear(6, 3), relu), "layer '1' is called twice"
+    net = nn.Sequential(nn.Linear(6, 6), relu, nn.Linear(6, 3), relu)
+    words = "layer '1' is called twice"
     with pytest.raises(ValueError, match=words), features(net, ["1"]):
         net(torch.zeros(2, 6))
     x, y = blobs(12)
@@ -189,11 +201,12 @@ def test_a_layer_that_is_called_twice_is_refused():
         train_probes(net, ["1"], x, y, x, y, progress=False)
     with features(net, ["0", "2", "output"]) as f:
         net(x)
-    assert torch.equal(f["output"], f["2"].relu())                    # the layers around it can be read
+    assert torch.equal(f["output"], f["2"].relu())                # the layers around it can be read
 
 
-@pytest.mark.parametrize("layers,words", [(["0", "nine"], "the model has no layer 'nine'; it has 0, 0.0, 0.1, 1, 1.0, 1.1, 2, output"), ("0", r"write \['0'\]"),
-                                          (["1", "1"], "listed twice"), ([], "no layers were given")])
+@pytest.mark.parametrize("layers,words", [
+    (["0", "nine"], "the model has no layer 'nine'; it has 0, 0.0, 0.1, 1, 1.0, 1.1, 2, output"),
+    ("0", r"write \['0'\]"), (["1", "1"], "listed twice"), ([], "no layers were given")])
 def test_features_refusals(layers, words):
     with pytest.raises(ValueError, match=words):
         with features(small(), layers):
@@ -206,10 +219,14 @@ def scored(model=None, n=4, **change):
     "A small request, and the parts it was made of"
     model = model or conv()
     gen = torch.Generator().manual_seed(0)
-    x, y, b = torch.randn(3, 3, 8, 8, generator=gen), torch.tensor([0, 3, 1]), torch.randn(3, 8, 8, generator=gen)
-    players = [PatchPlayers([(r, c) for r in range(2) for c in range(2)][:n], (3, 8, 8), 4 - i) for i in range(3)]
+    x, y = torch.randn(3, 3, 8, 8, generator=gen), torch.tensor([0, 3, 1])
+    b = torch.randn(3, 8, 8, generator=gen)
+    cells = [(r, c) for r in range(2) for c in range(2)][:n]
+    players = [PatchPlayers(cells, (3, 8, 8), 4 - i) for i in range(3)]
     layers = ["conv", "norm", "last", "pool", "output"]
-    request = dict(model=model, x=x, y=y, players=players, layers=layers, probes=random_probes(model, layers, x, 4), baseline=b, batch_size=5, progress=False)
+    request = dict(model=model, x=x, y=y, players=players, layers=layers,
+                   probes=random_probes(model, layers, x, 4), baseline=b, batch_size=5,
+                   progress=False)
     return request | change
 
 
@@ -217,8 +234,9 @@ def test_table_against_a_loop_over_everything():
     request = scored()
     model, x, y, b = (request[k] for k in ("model", "x", "y", "baseline"))
     v = score_table(**request)
-    assert v.dims == ("sample", "layer", "subset") and v.name == "v" and v.dtype == np.float32 and v.attrs["n_players"] == 4
-    assert list(v.layer.values) == request["layers"] and list(v.subset) == list(range(16)) and list(v.order[:8]) == [0, 1, 1, 2, 1, 2, 2, 3]
+    assert v.dims == ("sample", "layer", "subset") and v.name == "v" and v.dtype == np.float32
+    assert list(v.layer.values) == request["layers"] and v.attrs["n_players"] == 4
+    assert list(v.subset) == list(range(16)) and list(v.order[:8]) == [0, 1, 1, 2, 1, 2, 2, 3]
     model.eval()
     with torch.no_grad():
         for i in range(3):
@@ -228,10 +246,12 @@ def test_table_against_a_loop_over_everything():
                 total = norm.relu() - model.side(x_T).relu()
                 pooled = model.pool(total.relu())
                 f = dict(conv=model.conv(x_T), norm=norm, last=total.relu(), pool=pooled)
-                z = {name: request["probes"][name](f[name].flatten(1)) for name in f} | {"output": model.head(pooled.flatten(1))}
+                z = {name: request["probes"][name](f[name].flatten(1)) for name in f}
+                z["output"] = model.head(pooled.flatten(1))
                 for name, logits in z.items():
                     p = logits.double().softmax(-1)[0, y[i]]
-                    assert v.sel(sample=i, layer=name, subset=T).item() == pytest.approx(float((p / (1 - p)).log()), abs=1e-4)
+                    expected = pytest.approx(float((p / (1 - p)).log()), abs=1e-4)
+                    assert v.sel(sample=i, layer=name, subset=T).item() == expected
 
 
 @given(st.permutations(range(4)))
@@ -239,9 +259,11 @@ def test_table_against_a_loop_over_everything():
 def test_permuted_players_permute_the_bits(perm):
     request = scored()
     v = score_table(**request)
-    players = [PatchPlayers([p.patches[k] for k in perm], (3, 8, 8), p.patch) for p in request["players"]]
+    players = [PatchPlayers([p.patches[k] for k in perm], (3, 8, 8), p.patch)
+               for p in request["players"]]
     moved = [sum((T >> p & 1) << new for new, p in enumerate(perm)) for T in range(16)]
-    np.testing.assert_allclose(score_table(**request | dict(players=players)).values[..., moved], v.values, atol=1e-5)
+    again = score_table(**request | dict(players=players))
+    np.testing.assert_allclose(again.values[..., moved], v.values, atol=1e-5)
 
 
 def test_dummy_player_changes_nothing():
@@ -258,17 +280,20 @@ def test_second_run_is_identical_and_batches_hardly_matter():
     request = scored()
     v = score_table(**request)
     assert v.identical(score_table(**request))
-    np.testing.assert_allclose(score_table(**request | dict(batch_size=1024)).values, v.values, atol=1e-5)
-    one = score_table(**request | dict(x=request["x"][1:2], y=request["y"][1:2], players=request["players"][1], sample=[1]))
-    assert one.identical(v[1:2])                                                            # alone or in company
+    at_once = score_table(**request | dict(batch_size=1024))
+    np.testing.assert_allclose(at_once.values, v.values, atol=1e-5)
+    second = dict(x=request["x"][1:2], y=request["y"][1:2], players=request["players"][1])
+    one = score_table(**request | second, sample=[1])
+    assert one.identical(v[1:2])                                               # alone or in company
 
 
 def test_every_masked_input_is_seen_once():
     request, seen = scored(), []
-    handle = request["model"].conv.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    def note(module, inputs, output): seen.append(len(inputs[0]))
+    handle = request["model"].conv.register_forward_hook(note)
     score_table(**request)
     handle.remove()
-    assert seen == [1] + 3 * [5, 5, 5, 1, 1, 1]              # a first look, 16 subsets, both ends alone
+    assert seen == [1] + 3 * [5, 5, 5, 1, 1, 1]          # a first look, 16 subsets, both ends alone
 
 
 def test_modes_and_hooks_are_restored_even_after_a_failure():
@@ -286,13 +311,15 @@ def test_table_survives_netcdf_with_its_labels(tmp_path):
     pytest.importorskip("h5netcdf")
     v = score_table(**scored(sample=[7, 11, 13]))
     v.to_netcdf(tmp_path / "v.nc", engine="h5netcdf")
-    assert xr.load_dataarray(tmp_path / "v.nc", engine="h5netcdf").equals(v) and list(v.sample) == [7, 11, 13]
+    again = xr.load_dataarray(tmp_path / "v.nc", engine="h5netcdf")
+    assert again.equals(v) and list(v.sample) == [7, 11, 13]
 
 
 def test_probe_accuracies_travel_with_the_table():
     net, (x, y) = small(), blobs()
     probes = train_probes(net, ["0", "output"], x, y, x, y, progress=False)
-    v = score_table(net, x[:2], y[:2], FeaturePlayers(range(6)), ["0", "output"], probes, x.mean(0), progress=False)
+    v = score_table(net, x[:2], y[:2], FeaturePlayers(range(6)), ["0", "output"], probes, x.mean(0),
+                    progress=False)
     assert list(v.accuracy) == [probes.accuracy["0"]["test"], probes.accuracy["output"]["test"]]
 
 
@@ -300,7 +327,8 @@ def test_probe_accuracies_travel_with_the_table():
 def test_other_dtypes(dtype):
     request = scored()
     v = score_table(**request)
-    probes = {k: p.to(torch.promote_types(dtype, torch.float32)) for k, p in request["probes"].items()}
+    single = torch.promote_types(dtype, torch.float32)
+    probes = {k: p.to(single) for k, p in request["probes"].items()}
     other = score_table(**request | dict(model=request["model"].to(dtype), probes=probes))
     assert other.dtype == np.float32
     np.testing.assert_allclose(other.values, v.values, atol=1e-4 if dtype == torch.float64 else .3)
@@ -326,8 +354,10 @@ OWN = dict(track_running_stats=False)
 ACCUSED = [
     (crowd(Dice()), {}, "sample 0: the network or a probe draws random numbers"),
     (crowd(Other()), {}, "sample 0: .* looks at the other inputs of the batch, so"),
-    (crowd(nn.BatchNorm1d(8, **OWN)), {}, r"one input cannot run alone: .* \('1': BatchNorm without"),
-    (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.BatchNorm1d(1, **OWN), nn.Flatten(), nn.Linear(6, 3)), {},
+    (crowd(nn.BatchNorm1d(8, **OWN)), {},
+     r"one input cannot run alone: .* \('1': BatchNorm without"),
+    (nn.Sequential(nn.Unflatten(1, (1, 6)), nn.BatchNorm1d(1, **OWN), nn.Flatten(),
+                   nn.Linear(6, 3)), {},
      r"sample 0: .* looks at the other inputs of the batch \('1': BatchNorm without running"),
     (small(), {"0": nn.Sequential(nn.Linear(8, 3), Dice())}, "sample 0: .* draws random numbers"),
     (small(), {"0": nn.Sequential(nn.BatchNorm1d(8, **OWN), nn.Linear(8, 3))},
@@ -341,7 +371,8 @@ def test_a_network_is_a_function_of_one_input(k):
     x, y = blobs(8)
     layers = [*probes, "output"]
     with pytest.raises(ValueError, match=words) as e:
-        score_table(model, x[:2], y[:2], FeaturePlayers(range(6)), layers, probes, x.mean(0), progress=False)
+        score_table(model, x[:2], y[:2], FeaturePlayers(range(6)), layers, probes, x.mean(0),
+                    progress=False)
     assert "\n" not in str(e.value)
     if not probes:
         with pytest.raises(ValueError, match="random|other inputs"):
@@ -372,27 +403,42 @@ def test_batches_of_128_and_of_1_are_one_network_in_any_memory_format(name):
 def test_layers_of_half_precision_score_in_single():
     net = small().bfloat16()
     x = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
-    v = score_table(net, x, [1], FeaturePlayers(range(6)), ["output"], baseline=0 * x[0], progress=False)
+    v = score_table(net, x, [1], FeaturePlayers(range(6)), ["output"], baseline=0 * x[0],
+                    progress=False)
     with torch.no_grad():
         z = net(masked(x[0].bfloat16(), 0 * x[0], torch.arange(6), range(64)))
     np.testing.assert_array_equal(v[0, 0], log_odds(z.float(), 1))
 
 
 TABLE_REFUSALS = [
-    (dict(layers=["conv9"]), "the model has no layer 'conv9'; it has conv, side"), (dict(layers="conv"), r"write \['conv'\]"),
-    (dict(probes=None), "no probe for conv, norm, last, pool"), (dict(baseline=None), "baseline=mean_baseline"),
-    (dict(baseline=torch.zeros(8, 8)), r"baseline has shape \(8, 8\), one input has \(3, 8, 8\)"), (dict(y=torch.tensor([0, 1])), "3 inputs but 2 labels"),
-    (dict(y=torch.tensor([0, 1, 4])), "label 4 is out of range: 4 classes"), (dict(y=torch.tensor([0., 1., 2.])), "whole numbers"),
+    (dict(layers=["conv9"]), "the model has no layer 'conv9'; it has conv, side"),
+    (dict(layers="conv"), r"write \['conv'\]"),
+    (dict(probes=None), "no probe for conv, norm, last, pool"),
+    (dict(baseline=None), "baseline=mean_baseline"),
+    (dict(baseline=torch.zeros(8, 8)),
+     r"baseline has shape \(8, 8\), one input has \(3, 8, 8\)"),
+    (dict(y=torch.tensor([0, 1])), "3 inputs but 2 labels"),
+    (dict(y=torch.tensor([0, 1, 4])), "label 4 is out of range: 4 classes"),
+    (dict(y=torch.tensor([0., 1., 2.])), "whole numbers"),
     (dict(players=[PatchPlayers([(0, 0)], (3, 8, 8), 2)]), "3 inputs but 1 players"),
-    (dict(players=[PatchPlayers([(0, 0), (1, 1)][:k], (3, 8, 8), 2) for k in (1, 2, 1)]), r"the same number of players, got \[1, 2\]"),
-    (dict(players=PatchPlayers([(0, 0)], (1, 9, 9), 2)), r"players were made for inputs of shape \(1, 9, 9\)"),
-    (dict(players=FeaturePlayers(range(25))), "25 players have 33,554,432 subsets: 15 score tables would take 1.9 GiB"),
-    (dict(sample=["a", "b"]), "3 inputs but 2 sample names"), (dict(x=torch.zeros(0, 3, 8, 8), y=torch.zeros(0, dtype=int), players=[]), "at least one"),
+    (dict(players=[PatchPlayers([(0, 0), (1, 1)][:k], (3, 8, 8), 2) for k in (1, 2, 1)]),
+     r"the same number of players, got \[1, 2\]"),
+    (dict(players=PatchPlayers([(0, 0)], (1, 9, 9), 2)),
+     r"players were made for inputs of shape \(1, 9, 9\)"),
+    (dict(players=FeaturePlayers(range(25))),
+     "25 players have 33,554,432 subsets: 15 score tables would take 1.9 GiB"),
+    (dict(sample=["a", "b"]), "3 inputs but 2 sample names"),
+    (dict(x=torch.zeros(0, 3, 8, 8), y=torch.zeros(0, dtype=int), players=[]), "at least one"),
     (dict(baseline=torch.full((3, 8, 8), torch.nan)), "the baseline holds NaN"),
-    (dict(x=torch.zeros(3, 3, 8, 8, dtype=torch.uint8)), "cannot run one input of shape .3, 8, 8. and torch.uint8"),
-    (dict(probes={name: nn.LazyLinear(3) for name in ("conv", "norm", "last", "pool")}), "both must know the same classes"),
-    (dict(layers=["unused", "output"], probes={"unused": nn.Linear(1, 4)}), "'unused' was never reached"),
-    (dict(layers=["pool"], probes={"pool": nn.Linear(7, 4)}), "gave other features than its probe"), (dict(batch_size=0), "batch_size must be at least 1"),
+    (dict(x=torch.zeros(3, 3, 8, 8, dtype=torch.uint8)),
+     "cannot run one input of shape .3, 8, 8. and torch.uint8"),
+    (dict(probes={name: nn.LazyLinear(3) for name in ("conv", "norm", "last", "pool")}),
+     "both must know the same classes"),
+    (dict(layers=["unused", "output"], probes={"unused": nn.Linear(1, 4)}),
+     "'unused' was never reached"),
+    (dict(layers=["pool"], probes={"pool": nn.Linear(7, 4)}),
+     "gave other features than its probe"),
+    (dict(batch_size=0), "batch_size must be at least 1"),
 ]
 
 
@@ -406,7 +452,8 @@ def test_table_refusals(k):
 
 def test_model_that_returns_no_logits():
     with pytest.raises(ValueError, match=r"must return logits \(batch, classes\)"):
-        score_table(nn.Sequential(nn.Linear(6, 1)), torch.zeros(1, 6), torch.tensor([0]), FeaturePlayers(range(6)), ["output"], baseline=torch.zeros(6), progress=False)
+        score_table(nn.Sequential(nn.Linear(6, 1)), torch.zeros(1, 6), torch.tensor([0]),
+                    FeaturePlayers(range(6)), ["output"], baseline=torch.zeros(6), progress=False)
 
 
 def test_torchvision_network():
@@ -415,7 +462,8 @@ def test_torchvision_network():
     net, layers = models.resnet18(num_classes=10), ["layer1.0.bn2", "layer1.0", "avgpool", "output"]
     x, y = torch.rand(8, 3, 32, 32), torch.arange(8)
     probes = train_probes(net, layers, x, y, x, y, progress=False)
-    v = score_table(net, x[:1], y[:1], PatchPlayers([(1, 1), (2, 2), (3, 3)], (3, 32, 32), 8), layers, probes, x.mean(0), progress=False)
+    players = PatchPlayers([(1, 1), (2, 2), (3, 3)], (3, 32, 32), 8)
+    v = score_table(net, x[:1], y[:1], players, layers, probes, x.mean(0), progress=False)
     assert v.shape == (1, 4, 8) and np.isfinite(v).all()
 
 

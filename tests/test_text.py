@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers        # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-import layerwise_knowledge as lk                                           # noqa: E402
-from layerwise_knowledge import text                                       # noqa: E402
-from layerwise_knowledge.interactions import reconstruct                   # noqa: E402
-from layerwise_knowledge.players import masked                             # noqa: E402
-from layerwise_knowledge.scores import features, log_odds                  # noqa: E402
+import layerwise_knowledge as lk
+from layerwise_knowledge import text
+from layerwise_knowledge.interactions import reconstruct
+from layerwise_knowledge.players import masked
+from layerwise_knowledge.scores import features, log_odds
 
 CORPUS = ["it 's not a bad film at all", "the naïve café isn't good , truly", "a great film !"]
 SENTENCES = ["it 's not a bad film", "the café isn't good , truly"]
@@ -325,14 +325,15 @@ def test_another_token_than_the_mask():
 
 # ---- experiments, from settings to interactions, on a small language ----------------------------
 
-from layerwise_knowledge import datasets as D                              # noqa: E402
-from layerwise_knowledge import experiments as ex                          # noqa: E402
-from layerwise_knowledge import models as M                                # noqa: E402
+from layerwise_knowledge import datasets as D
+from layerwise_knowledge import experiments as ex
+from layerwise_knowledge import models as M
 
+ROWS = dict(train=180, dev=20, test=40)
 TURNS, KINDS_OF_FILM = ["truly", "not", "not so"], dict(good=1, fine=1, bad=0, dull=0)
 
 
-def small_sst2(folder, rows=dict(train=180, dev=20, test=40)):
+def small_sst2(folder, rows=ROWS):
     "Three files of the right form: praise or blame, turned round by `not`"
     rng = np.random.default_rng(0)
     for part, n in rows.items():
