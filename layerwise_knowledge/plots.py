@@ -813,7 +813,8 @@ def sentence(
     at, alone = _centres(words, 60), 1 << np.arange(n)
     big = float(abs(i.where(i.order > 0, 0)).max())
     each = {l: _strongest_sets(i.sel(layer=l), top) for l in i.layer.values}
-    rooms = [max(sum(k == kind for k, *_ in sets) for kind in ("and", "or")) for sets in each.values()]
+    kinds = [[kind for kind, *_ in sets] for sets in each.values()]
+    rooms = [max(k.count("and"), k.count("or")) for k in kinds]
     fig, axs = plt.subplots(len(each), 1, figsize=(PAGE, sum(.62 + .3*r for r in rooms)),
                             height_ratios=[.62 + .3*r for r in rooms], squeeze=False)
     for ax, (l, sets), room in zip(axs[:, 0], each.items(), rooms):

@@ -18,7 +18,7 @@ import xarray as xr
 from . import plots
 from .knowledge import Knowledge, _accuracies, _image, _short
 from .sampled import (
-    _by_kind, _scaled, masks, sampled_interactions, sparse_iou, sparse_metrics, sparse_table)
+    masks, sampled_interactions, sparse_iou, sparse_metrics, sparse_table)
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny005
 def chosen_masks(
@@ -187,8 +187,8 @@ def _and_form(kind, S):
     if kind == "and":
         return [(S, 1)]
     if len(S) > 14:
-        raise ValueError(f"an OR of {len(S)} players is {2**len(S) - 1:,} ANDs, and shapiq knows no "
-                         "OR; take to_dataframe()")
+        raise ValueError(f"an OR of {len(S)} players is {2**len(S) - 1:,} ANDs, and shapiq knows "
+                         "no OR; take to_dataframe()")
     return [(T, (-1)**(k + 1)) for k in range(1, len(S) + 1) for T in combinations(S, k)]
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny017

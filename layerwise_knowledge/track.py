@@ -364,7 +364,9 @@ def _sampled(v, kappa, cache, progress):
     bar = tqdm(range(len(v)), desc="interactions", unit="sample", disable=not progress)
     def one(k):
         return extract_sampled(v[[k]], kappa)
-    def key(k): return _kept_name(torch.from_numpy(v[k].values), v.masks.values.tolist(), str(kappa))
+    def key(k):
+        which = v.masks.values.tolist()
+        return _kept_name(torch.from_numpy(v[k].values), which, str(kappa))
     if cache is None:
         made = [one(k) for k in bar]
     else:

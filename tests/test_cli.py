@@ -123,16 +123,20 @@ def test_a_list_says_which_figure_is_where(drawn):
 
 
 def test_git_keeps_the_figures_of_paper_alone(root):
+    here = dict(cwd=root, capture_output=True, text=True)
     def ignored(*names):
-        out = subprocess.run(["git", "check-ignore", *names], cwd=root, capture_output=True, text=True)
+        out = subprocess.run(["git", "check-ignore", *names], **here)
         if out.returncode not in (0, 1):
             pytest.skip("not a clone")
         return out.stdout.split()
-    other = ["figures/quick/fig03_mnist_mlp7_quick.png", "figures/fig03_mnist_mlp7_quick.svg", "figures/smoke/fig02_mnist_smoke.png"]
-    assert ignored("--no-index", *other, "figures/fig03_mnist_mlp7_paper.png", "figures/report_optima_paper.csv") == other
-    kept = subprocess.run(["git", "ls-files", "figures"], cwd=root, capture_output=True, text=True).stdout.split()
+    other = ["figures/quick/fig03_mnist_mlp7_quick.png", "figures/fig03_mnist_mlp7_quick.svg",
+             "figures/smoke/fig02_mnist_smoke.png"]
+    ours = ["figures/fig03_mnist_mlp7_paper.png", "figures/report_optima_paper.csv"]
+    assert ignored("--no-index", *other, *ours) == other
+    kept = subprocess.run(["git", "ls-files", "figures"], **here).stdout.split()
     assert kept and all(Path(k).stem.endswith("_paper") for k in kept)
-    assert (root/"nbs"/"figures"/cli.figure_folder("quick")).resolve() == (root/"figures"/"quick").resolve()
+    quick = root/"nbs"/"figures"/cli.figure_folder("quick")
+    assert quick.resolve() == (root/"figures"/"quick").resolve()
 
 
 def test_a_parameter_reaches_the_figure(drawn):

@@ -255,7 +255,8 @@ def ask(x=SENTENCES, y=None, players=None, model=None, **changed):
 W = TOKENIZERS["wordpiece"]
 BAD = {
     "a sentence of one word": (dict(x=["film"]), "'film' is one word, and interactions are"),
-    "more words than can be scored": (dict(x=["bad " * 21]), r"21 players.*words\(tokenizer, n=12\)"),
+    "more words than can be scored": (dict(x=["bad " * 21]),
+                                      r"21 players.*words\(tokenizer, n=12\)"),
     "fewer words than n": (dict(players=lk.words(W, n=7)), "6 words, but n=7 are to play"),
     "sentences of two lengths": (dict(x=["a film", "a bad film"]), "sentences of 2, 3 words have"),
     "a tokenizer without mask": (dict(players=lk.words(unmasked()), model=network("roberta")[0]),
