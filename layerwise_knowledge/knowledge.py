@@ -328,8 +328,6 @@ def integrated_gradients(
     baseline,     # b, shape of one input
 ):                # (N, n) array, in log-odds
     "Integrated Gradients of one layer's log-odds, added up over every player's variables (Fig. 6)"
-    from captum.attr import IntegratedGradients
-    from layerwise_knowledge.text import embedding_gradients
     def shown(whole, z, p):
         return torch.where((p.owner == -1) | (whole & (p.owner >= 0)), z, baseline)
     empty, full = (torch.stack([shown(whole, z, p) for z, p in zip(x, players)])
@@ -342,8 +340,10 @@ def integrated_gradients(
     empty, full = (scores._to_model(model, z) for z in (empty, full))
     y = y.to(full.device)
     if getattr(model, "how", {}).get("kind") == "text":
+        from layerwise_knowledge.text import embedding_gradients
         found = embedding_gradients(model, v, full, empty, y).cpu()
     else:
+        from captum.attr import IntegratedGradients
         found = IntegratedGradients(v).attribute(full, empty, additional_forward_args=y,
                                                  n_steps=100, internal_batch_size=500).cpu()
     return np.array([[a[p.owner == k].sum().item() for k in range(p.n)]

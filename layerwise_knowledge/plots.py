@@ -814,10 +814,11 @@ def sentence(
     big = float(abs(i.where(i.order > 0, 0)).max())
     each = {l: _strongest_sets(i.sel(layer=l), top) for l in i.layer.values}
     kinds = [[kind for kind, *_ in sets] for sets in each.values()]
-    rooms = [max(k.count("and"), k.count("or")) for k in kinds]
-    fig, axs = plt.subplots(len(each), 1, figsize=(PAGE, sum(.62 + .3*r for r in rooms)),
-                            height_ratios=[.62 + .3*r for r in rooms], squeeze=False)
-    for ax, (l, sets), room in zip(axs[:, 0], each.items(), rooms):
+    rooms = [(k.count("or") + .7, k.count("and") + .7) for k in kinds]
+    heights = [.3 + .2*sum(room) for room in rooms]
+    fig, axs = plt.subplots(len(each), 1, figsize=(PAGE, sum(heights) + .3),
+                            height_ratios=heights, squeeze=False)
+    for ax, (l, sets), (down, over) in zip(axs[:, 0], each.items(), rooms):
         one = i.sel(layer=l, kind="and", subset=alone).values
         for x, word, z in zip(at, words, one):
             colour = mpl.colors.to_rgba(COLOURS["new" if z > 0 else "forget"], .75*abs(z)/big)
@@ -826,7 +827,7 @@ def sentence(
         for kind, up in (("and", 1), ("or", -1)):
             for level, (_, S, z) in enumerate([s for s in sets if s[0] == kind]):
                 _bracket(ax, [at[p] for p in range(n) if S >> p & 1], level, z, big, up)
-        ax.set(xlim=(-1, 66), ylim=(-room - .7, room + .7))
+        ax.set(xlim=(-1, 66), ylim=(-down, over))
         ax.set_title(_layer_head(l, accuracy).replace("\n", ", "), loc="left", fontsize=7.5)
         ax.axis("off")
     fig.suptitle(title, fontsize=8)
