@@ -655,11 +655,11 @@ def _check_numbers(s):
 
 def _new_noise(s, parts, progress):
     "Moments of all samples, one part per sample"
+    _check_numbers(s)
     clean = get_interactions(s, progress).interaction
     layers = [models.SECTION33[s["network"]], "output"]
     omega = metrics.salient(clean, metrics.threshold(clean, s["tau"])).reset_coords(drop=True)
     omega = omega.sel(layer=layers)
-    _check_numbers(s)
     model, _, probes, data, made_from = ingredients(s, progress)
     made_from |= dict(interactions=interactions_sha256(clean))
     index, x, y, players = get_samples(s)

@@ -800,6 +800,17 @@ def _strongest_sets(i, top):
     return [(k, int(S), float(x)) for (k, S), x in zip(best.S.values, best.values) if x]
 
 # %% ../nbs/09_plots.ipynb #09snt002
+def _spoken(ax, words, at, one, sets, big):
+    "A sentence, each word coloured by what it does alone, with its sets over and under it"
+    for x, word, z in zip(at, words, one):
+        colour = mpl.colors.to_rgba(COLOURS["new" if z > 0 else "forget"], .75*abs(z)/big)
+        ax.text(x, 0, word, ha="center", va="center", fontsize=8,
+                bbox=dict(facecolor=colour, edgecolor="none", pad=2))
+    for kind, up in (("and", 1), ("or", -1)):
+        for level, (_, S, z) in enumerate([s for s in sets if s[0] == kind]):
+            _bracket(ax, [at[p] for p in _players_of(S, len(words))], level, z, big, up)
+    ax.axis("off")
+
 @_figure
 def sentence(
     i,              # interactions of one sentence (layer, kind, subset), its layers to show
@@ -820,16 +831,9 @@ def sentence(
                             height_ratios=heights, squeeze=False)
     for ax, (l, sets), (down, over) in zip(axs[:, 0], each.items(), rooms):
         one = i.sel(layer=l, kind="and", subset=alone).values
-        for x, word, z in zip(at, words, one):
-            colour = mpl.colors.to_rgba(COLOURS["new" if z > 0 else "forget"], .75*abs(z)/big)
-            ax.text(x, 0, word, ha="center", va="center", fontsize=8,
-                    bbox=dict(facecolor=colour, edgecolor="none", pad=2))
-        for kind, up in (("and", 1), ("or", -1)):
-            for level, (_, S, z) in enumerate([s for s in sets if s[0] == kind]):
-                _bracket(ax, [at[p] for p in range(n) if S >> p & 1], level, z, big, up)
+        _spoken(ax, words, at, one, sets, big)
         ax.set(xlim=(-1, 66), ylim=(-down, over))
         ax.set_title(_layer_head(l, accuracy).replace("\n", ", "), loc="left", fontsize=7.5)
-        ax.axis("off")
     fig.suptitle(title, fontsize=8)
     note(fig, f"n = {n} words", "over the words AND, under them OR; on a word: it alone",
          "blue: for the class, orange: against it")

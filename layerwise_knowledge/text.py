@@ -260,6 +260,7 @@ def embedding_gradients(
         out[k, first + torch.nonzero(there)[:, 0]] = part.to(out)
     return out
 
+# %% ../nbs/13_text.ipynb #13txt061b
 def _along(network, v, full, empty, steps):
     "One sentence: (pieces,), gradients at the middles of equal steps, times the way"
     embed, seen = network.wrapped_network.get_input_embeddings(), {}

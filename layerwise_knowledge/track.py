@@ -359,6 +359,7 @@ def _extracted(v, kappa, cache, progress):
     made = [part(Path(cache)/f"interactions-{key(k)}.nc", lambda: one(k), {}) for k in bar]
     return xr.concat(made, "sample").assign_coords(sample=v.sample)
 
+# %% ../nbs/11_track.ipynb #11trk021bb
 def _sampled(v, kappa, cache, progress):
     "Sparse sets of all samples, each kept likewise"
     bar = tqdm(range(len(v)), desc="interactions", unit="sample", disable=not progress)
@@ -373,7 +374,7 @@ def _sampled(v, kappa, cache, progress):
         made = [part(Path(cache)/f"sets-{key(k)}.nc", lambda: one(k), {}) for k in bar]
     made = [m.assign_coords(sample=[k]) for k, m in enumerate(made)]
     rows = [m[["of_sample", "of_layer", "kind", "owners", "value"]] for m in made]
-    rows = [r.assign(of_sample=r.of_sample*0 + k) for k, r in enumerate(rows)]
+    rows = [r.assign(of_sample=xr.full_like(r.of_sample, k)) for k, r in enumerate(rows)]
     tables = [m.drop_dims("term") for m in made]
     return xr.merge([xr.concat(tables, "sample"), xr.concat(rows, "term", data_vars="minimal",
                                                             coords="minimal", compat="override")])

@@ -125,6 +125,13 @@ def test_what_only_full_tables_have(k):
         k.stability()
 
 
+def test_own_masks_in_any_order(k):
+    "What is shown as the whole input is the score of N, wherever N stood"
+    T = chosen_masks(300, N)
+    again = known(masks=T[::-1])
+    np.testing.assert_array_equal(again.scores[..., [0, -1]], k.scores[..., [0, -1]])
+
+
 def test_the_same_masks_from_the_same_seed():
     assert (chosen_masks(200, N, 3) == chosen_masks(200, N, 3)).all()
     assert (chosen_masks(200, N, 3) != chosen_masks(200, N, 4)).any()
