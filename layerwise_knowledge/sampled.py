@@ -88,7 +88,8 @@ class _Program:
 
     def add(self, sets):
         "New columns; how many"
-        sets = list(dict.fromkeys(sets) - dict.fromkeys(self.sets).keys())
+        have = set(self.sets)
+        sets = [S for S in dict.fromkeys(sets) if S not in have]
         if sets:
             new = indicators(sets, self.T)
             new -= new.mean(0)
@@ -293,7 +294,7 @@ def _path(p, T, v, held, score, enough):
     p.z[:], p.r = 0, p.v
     lam, steps, since = max(g.max() for g in _small(p).values()), [], 0
     best = dict(score=math.inf, lasso=math.inf)
-    while since < 3 and len(steps) < 60:
+    while since < 5 and len(steps) < 60:
         lam *= .8
         s = _step(p, lam, T, v, held, score)
         steps.append(s)
