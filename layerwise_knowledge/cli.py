@@ -8,7 +8,8 @@ __all__ = ['OR_OF', 'REPORT_HEAD', 'figure_notebooks', 'chosen_figures', 'checke
            'main']
 
 # %% ../nbs/10_cli.ipynb #d9d89c2e
-import argparse, os, sys
+import argparse, os, sys, threading, time
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from joblib import parallel_config
 
 from . import datasets, metrics
 from . import experiments as ex
+from .settings import _value
 
 # %% ../nbs/10_cli.ipynb #2534d397
 OR_OF = {"fig07": "fig03", "fig08": "fig04", "fig09": "fig05"}
@@ -53,6 +55,7 @@ def checked_parameters(
         raise ValueError(f"{path.stem} has no parameter {', '.join(unknown)}; it has {has}")
     return given
 
+# %% ../nbs/10_cli.ipynb #effd0774b
 def draw(
     path: Path,        # a figure notebook
     name: str = None,  # of the executed notebook (default: as the notebook's)
@@ -134,7 +137,7 @@ def _pair(text):
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"a parameter is written name=value; got {text!r}")
     name, value = text.split("=", 1)
-    return name, ex._value(value)
+    return name, _value(value)
 
 def _chosen(args):
     "The experiments that were asked for, each with its checked settings"
@@ -168,6 +171,20 @@ def score(args):
         print(report_line(d, n, ex.get_interactions(s, not args.quiet)), flush=True)
 
 # %% ../nbs/10_cli.ipynb #b12043aab
+_PATIENCE = 60          # seconds without a single worker
+
+def _watch(client):
+    "Close the client when no worker is left: whoever waits for one is then told"
+    def watch():
+        alone = 0
+        while client.status == "running" and alone < _PATIENCE:
+            time.sleep(1)
+            there = client.status != "running" or client.scheduler_info()["workers"]
+            alone = 0 if there else alone + 1
+        if client.status == "running":
+            client.close()
+    threading.Thread(target=watch, daemon=True).start()
+
 @contextmanager
 def _workers(address):
     "Extractions go to the workers of a dask cluster, if there is an address"
@@ -185,8 +202,13 @@ def _workers(address):
         raise RuntimeError(
             f"no dask scheduler answers at {address} ({type(e).__name__}); start one with "
             "`dask scheduler` and workers with `dask worker ADDRESS`") from None
-    with client, parallel_config(backend="dask"):
-        yield
+    _watch(client)
+    try:
+        with client, parallel_config(backend="dask"):
+            yield
+    except CancelledError:
+        raise RuntimeError(f"all workers of {address} are gone; what was finished is kept: start "
+                           "workers and give the same command again") from None
 
 def reproduce(args):
     """make everything that the figures and the report draw from, and put what is small into

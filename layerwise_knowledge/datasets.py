@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHECKSUMS', 'CONTENT', 'IMAGES', 'CLASSES', 'ADULT', 'ADULT_TEST', 'ADULT_URL', 'COMMERCIAL', 'COMMERCIAL_CHANNELS',
-           'COMMERCIAL_FILES', 'COMMERCIAL_ZIP', 'COMMERCIAL_URL', 'SST2', 'GLUE_URL', 'TREEBANK_URL', 'DATASETS',
-           'Dataset', 'choose_samples', 'sha256', 'content_sha256', 'download_folder', 'MissingData', 'read_npz',
-           'encode', 'split_rows', 'read_adult', 'parse_shots', 'git_blob', 'read_commercial', 'read_sentences',
-           'read_trees', 'load']
+           'COMMERCIAL_FILES', 'COMMERCIAL_ZIP', 'COMMERCIAL_URL', 'DATASETS', 'Dataset', 'choose_samples', 'sha256',
+           'content_sha256', 'download_folder', 'MissingData', 'read_npz', 'encode', 'split_rows', 'read_adult',
+           'parse_shots', 'git_blob', 'read_commercial', 'load']
 
 # %% ../nbs/06_datasets.ipynb #c536cd4d
 import gzip
@@ -15,7 +14,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import re
 import urllib.request
 import warnings
 import zipfile
@@ -442,6 +440,7 @@ COMMERCIAL_ZIP = "tv_news_commercials.zip"
 COMMERCIAL_URL = ("https://archive.ics.uci.edu/static/public/326/"
                   "tv+news+channel+commercial+detection+dataset.zip")
 
+# %% ../nbs/06_datasets.ipynb #f2580f96b
 def parse_shots(
     lines,       # text lines "label index:value index:value ..."
     name="",     # what to call the file in an error
@@ -486,6 +485,7 @@ def _channels(path):
         raise ValueError(f"{path} is truncated or no zip file ({e}); "
                          "delete it and load again") from None
 
+# %% ../nbs/06_datasets.ipynb #152dbaeab
 def read_commercial(
     path,    # folder with the files COMMERCIAL_FILES; or UCI's zip, which has them in any folder
 ):           # table of the ten features (its .attrs tell which files are "altered"), and
@@ -504,6 +504,7 @@ def read_commercial(
     frame.attrs["altered"] = [n for n, blob in blobs.items() if known[n.lower()] != blob]
     return frame, y
 
+# %% ../nbs/06_datasets.ipynb #152dbaeac
 def _load_commercial():
     path = _from_folder("commercial") or _from_folder(COMMERCIAL_ZIP)
     try:
@@ -524,88 +525,11 @@ def _load_commercial():
     return _table("commercial", frame, y, split_rows(frame),
                   "UCI TV News Channel Commercial Detection")
 
-# %% ../nbs/06_datasets.ipynb #06sst001
-SST2 = {"train": 67_349, "dev": 872, "test": 1_821}          # rows
-GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
-TREEBANK_URL = "https://nlp.stanford.edu/sentiment/trainDevTestTrees_PTB.zip"
-
-def read_sentences(
-    path,       # .tsv with the header `sentence` tab `label`, labels 0 or 1
-    rows=None,  # how many there must be
-):              # (sentences, labels)
-    "Sentences and their classes, one a line"
-    try:
-        head, *lines = Path(path).read_text("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged or no text; copy it again") from None
-    pairs = [line.rpartition("\t") for line in lines if line]
-    if head != "sentence\tlabel":
-        raise ValueError(f"{path} begins with {head[:40]!r}, wanted the header 'sentence', a tab, "
-                         "'label'")
-    for k, (sentence, _, label) in enumerate(pairs, 2):
-        if label not in ("0", "1") or not sentence.strip():
-            raise ValueError(f"{path} line {k}: wanted a sentence, a tab and 0 or 1, got "
-                             f"{(sentence + ' | ' + label)[-40:]!r}")
-    if rows not in (None, len(pairs)) or lines[-1:] != [""]:
-        raise ValueError(f"{path} is cut short: it holds {len(pairs):,} rows"
-                         f"{f', wanted {rows:,}' if rows else ''}; copy it again")
-    return tuple(s.strip() for s, _, _ in pairs), [int(label) for _, _, label in pairs]
-
-# %% ../nbs/06_datasets.ipynb #06sst006
-def read_trees(
-    lines,  # of the treebank
-):          # (sentences, labels)
-    "Sentences that are praise (1) or blame (0); the neutral ones are left out"
-    trees = [(line[1], re.findall(r"\(\d ([^()\s]+)\)", line)) for line in lines if line.strip()]
-    if any(grade not in "01234" or not leaves for grade, leaves in trees):
-        raise ValueError("a line is not a tree of the treebank, such as (3 (2 Good) (2 film))")
-    kept = [(" ".join(leaves).lower(), int(grade > "2")) for grade, leaves in trees if grade != "2"]
-    return tuple(s for s, _ in kept), [y for _, y in kept]
-
-def _as_tsv(sentences, labels):
-    rows = [f"{s}\t{y}\n" for s, y in zip(sentences, labels)]
-    return ("sentence\tlabel\n" + "".join(rows)).encode()
-
-def _fetched(url, inside, body, path):
-    "A file made once from one inside an archive that is downloaded once"
-    if not path.exists():
-        archive = _download(url, path.parent/Path(url).name)
-        try:
-            with zipfile.ZipFile(archive) as z:
-                write(path, body(z.read(inside)))
-        except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as e:
-            raise ValueError(f"{archive} is damaged or another archive ({e}); "
-                             "delete it and load again") from None
-    return path
-
-def _sst2_file(part):
-    "train.tsv, dev.tsv or test.tsv: from the folder, from GLUE, from the treebank"
-    if path := _from_folder(f"sst2/{part}.tsv"):
-        return path
-    path = download_folder()/"sst2"/f"{part}.tsv"
-    if part != "test":
-        return _fetched(GLUE_URL, f"SST-2/{part}.tsv", bytes, path)
-    def body(trees): return _as_tsv(*read_trees(trees.decode("utf-8").splitlines()))
-    return _fetched(TREEBANK_URL, "trees/test.txt", body, path)
-
-def _load_sst2():
-    try:
-        files = {part: _sst2_file(part) for part in SST2}
-    except OSError as e:
-        raise _missing("sst2", "sst2/train.tsv, sst2/dev.tsv (GLUE's) and sst2/test.tsv (the "
-                       "treebank's), each with the header 'sentence', a tab, 'label'",
-                       f"no package carries it ({_EXTRA} brings the others); your own sentences "
-                       "need none of it: layerwise_knowledge.track takes them as they are",
-                       f"the download said: {e}", "downloads GLUE's and the treebank's files"
-                       ) from None
-    x, y = zip(*(read_sentences(files[part], SST2[part]) for part in SST2))
-    rows = [[s.encode() for s in one] for one in x]
-    sha = content_sha256(rows[0], y[0], rows[2] + rows[1], y[2] + y[1])
-    return Dataset("sst2", x[0], _labels(y[0]), x[2], _labels(y[2]), CLASSES["sst2"],
-                   "SST-2: GLUE's train and dev, the treebank's test", sha,
-                   dev=(x[1], _labels(y[1])))
-
 # %% ../nbs/06_datasets.ipynb #759d88f8
+def _load_sst2():
+    from layerwise_knowledge.sentences import load_sst2
+    return load_sst2()
+
 _LOADERS = {"mnist": lambda: _load_images("mnist"), "cifar10": lambda: _load_images("cifar10"),
             "census": _load_census, "commercial": _load_commercial, "bike": _load_bike,
             "mnist-embedded": _load_mnist_embedded, "cifar10-embedded": _load_cifar10_embedded,

@@ -229,8 +229,8 @@ def beyond(
 
 # %% ../nbs/appendix/judging.ipynb #12jd020
 @dataclass(eq=False)
-class Table:
-    "The interactions of one experiment, and the choices under which they are read"
+class _Asked:
+    "What a `Table` is made of"
     interactions: xr.DataArray     # (sample, layer, kind, subset); the last layer is the output
     dataset: str
     network: str
@@ -246,6 +246,10 @@ class Table:
     out: xr.Dataset = None         # experiments.get_interactions
     settings: dict = None
     needed: int = None             # samples for a verdict; None: as many as the paper's
+
+    @property
+    def name(self):
+        return f"{self.dataset}/{self.network}"
 
     def read(self, **choices):
         variants = {k: t.read(**choices) for k, t in self.variants.items()}
@@ -263,10 +267,9 @@ class Table:
     def moved(self, interactions):
         return replace(self, interactions=interactions, noise=None, variants={})
 
-    @property
-    def name(self):
-        return f"{self.dataset}/{self.network}"
-
+# %% ../nbs/appendix/judging.ipynb #12jd020b
+class Table(_Asked):
+    "The interactions of one experiment, and the choices under which they are read"
     @cached_property
     def whole(self):
         i = metrics.merge_first_order(self.interactions)

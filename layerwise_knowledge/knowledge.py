@@ -20,7 +20,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import metrics, scores
+from . import metrics, networks, scores
 from .files import load_table, save_table
 from .interactions import (
     and_interactions, n_players, reconstruct, shapley_values)
@@ -46,13 +46,11 @@ def extract(
 
 # %% ../nbs/11_knowledge.ipynb #11trk031
 @dataclass(repr=False, eq=False)
-class Knowledge:
-    """What `track` found: scores, interactions, metrics, probes (Sections 2 and 3)
-
-    It prints, draws and keeps itself. Strengths are in log-odds; ValueErrors say what is amiss."""
+class _Tables:
+    "What a `Knowledge` is made of"
     data: xr.Dataset          # all tables: v, interaction, their certificates, x, owner, baseline
     probes: Probes            # one linear reading a layer, with accuracies
-    model: object = None      # the network, in one form (see scores.as_network); not in a file
+    model: object = None      # the network, in one form (see networks.as_network); not in a file
     cache: object = None      # folder where further results are kept
     progress: bool = True     # show progress bars
 
@@ -74,6 +72,15 @@ class Knowledge:
         return [Players(torch.from_numpy(owner.astype("int64")), n)
                 for owner, n in zip(self.data.owner.values, names)]
 
+    @property
+    def told(self):           # how it was asked for
+        return json.loads(self.data.attrs["told"])
+
+# %% ../nbs/11_knowledge.ipynb #11trk031b
+class Knowledge(_Tables):
+    """What `track` found: scores, interactions, metrics, probes (Sections 2 and 3)
+
+    It prints, draws and keeps itself. Strengths are in log-odds; ValueErrors say what is amiss."""
     @cached_property
     def metrics(self):        # (layer, kind, order): Eqs. 6-10, means over samples
         return metrics.layer_metrics(self._normalised)
@@ -85,10 +92,6 @@ class Knowledge:
     def _normalised(self):    # first orders merged, layers on one scale (App. M.4)
         i = metrics.merge_first_order(self.interactions)
         return metrics.normalise(i, self.scores)
-
-    @property
-    def told(self):           # how it was asked for
-        return json.loads(self.data.attrs["told"])
 
 # %% ../nbs/11_knowledge.ipynb #11trk032
 def patch(method):
@@ -267,6 +270,7 @@ def _picture(self: Knowledge, s, plots):
     sets = plots.destinies(i, tau) or plots.destinies(i, tau, smallest=1)
     return plots.interaction_map(image, i, owner, tau, sets, accuracy=_accuracies(self))
 
+# %% ../nbs/11_knowledge.ipynb #11trk047cb
 def _image(k, s):
     "The input as a picture between 0 and 1 and its map of owners, or None twice"
     x, owner = k.data.x.values[s].astype(float), k.data.owner.values[s]
@@ -503,7 +507,7 @@ def open(
     k = _kind_of(data)(data.drop_vars(weights), Probes(linear, **told))
     if model is not None:
         x = torch.from_numpy(k.data.x.values)
-        k.model, _ = scores.as_network(model, x, k.told["how"], k.told["kind"] == "logit")
+        k.model, _ = networks.as_network(model, x, k.told["how"], k.told["kind"] == "logit")
         k.probes.to(next(k.model.parameters(), x).device)
         _check_same(k, x)
     return k

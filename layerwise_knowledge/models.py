@@ -149,20 +149,25 @@ def resnet32(
     return _resnet(5, in_channels, classes, mean, std)
 
 # %% ../nbs/07_models.ipynb #be167ebb
-NETWORKS = {"mlp7": mlp7, "vgg11": vgg11, "resnet20": resnet20, "resnet32": resnet32}
-PROBED = {
-    "mlp7": ("linear3", "linear4", "linear5", "linear7", "output"),
-    "mlp7-table": ("linear3", "linear4", "linear5", "linear6", "linear7", "output"),
-    "vgg11": ("conv1_1", "conv3_2", "conv4_2", "conv5_2", "fc2", "output"),
-    "resnet20": ("block1", "block3", "block5", "block6", "block7", "block9", "avgpool", "output"),
-    "resnet32": ("block1", "block5", "block10", "block15", "avgpool", "output"),  # paper: block10
-    **{name: (*(f"hidden{k}" for k in range(0, last + 1, step)), "output")
-       for name, last, step in (("minilm", 6, 1), ("transformer4", 4, 1), ("distilbert", 6, 1),
-                                ("bert", 12, 2), ("xlnet", 12, 2))},
+def _hidden(last, step=1):
+    "Hidden states of a network for sentences, and its output"
+    return " ".join([*(f"hidden{k}" for k in range(0, last + 1, step)), "output"])
+
+_KNOWN = {     # name: (function, or None for sentences; layers to look into; that of Section 3.3)
+    "mlp7": (mlp7, "linear3 linear4 linear5 linear7 output", "linear4"),
+    "mlp7-table": (None, "linear3 linear4 linear5 linear6 linear7 output", "linear4"),
+    "vgg11": (vgg11, "conv1_1 conv3_2 conv4_2 conv5_2 fc2 output", "conv4_2"),
+    "resnet20": (resnet20, "block1 block3 block5 block6 block7 block9 avgpool output", "block6"),
+    "resnet32": (resnet32, "block1 block5 block10 block15 avgpool output", "block10"),
+    "minilm": (None, _hidden(6), "hidden3"),
+    "transformer4": (None, _hidden(4), "hidden2"),
+    "distilbert": (None, _hidden(6), "hidden3"),
+    "bert": (None, _hidden(12, 2), "hidden6"),
+    "xlnet": (None, _hidden(12, 2), "hidden6"),
 }
-SECTION33 = {"mlp7": "linear4", "vgg11": "conv4_2", "resnet20": "block6", "resnet32": "block10",
-             "minilm": "hidden3", "transformer4": "hidden2", "distilbert": "hidden3",
-             "bert": "hidden6", "xlnet": "hidden6"}
+NETWORKS = {name: make for name, (make, _, _) in _KNOWN.items() if make}
+PROBED = {name: tuple(layers.split()) for name, (_, layers, _) in _KNOWN.items()}
+SECTION33 = {name: middle for name, (_, _, middle) in _KNOWN.items()}
 
 # %% ../nbs/07_models.ipynb #13b07004
 def create(

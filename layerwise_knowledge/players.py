@@ -180,7 +180,7 @@ class FeaturePlayers(Players):
             raise TypeError("groups must be a list with one entry a player, for example range(5), "
                             f"got {_kind(groups)}")
         groups = groups.items() if isinstance(groups, dict) else groups
-        pairs = [self._pair(p, group) for p, group in enumerate(groups)]
+        pairs = [_group(p, group) for p, group in enumerate(groups)]
         flat = [i for _, columns in pairs for i in columns]
         width = max(flat, default=-1) + 1 if width is None else _whole(width, "width", 1)
         owner = torch.full((width,), _background(background))
@@ -197,17 +197,17 @@ class FeaturePlayers(Players):
                 owner[i] = p
         super().__init__(owner, [name for name, _ in pairs])
 
-    @staticmethod
-    def _pair(p, group):
-        "(name, input indices) from any of the accepted spellings"
-        named = isinstance(group, (tuple, list)) and len(group) == 2 and isinstance(group[0], str)
-        name, columns = group if named else (str(p), group)
-        try:
-            columns = columns if np.iterable(columns) else [columns]
-            return name, [operator.index(i) for i in columns]
-        except TypeError:
-            raise TypeError(f"player {name!r} must own an input index or a list of them, "
-                            f"got {_kind(columns)}") from None
+# %% ../nbs/02_players.ipynb #2b8523b6b
+def _group(p, group):
+    "(name, input indices) from any of the accepted spellings"
+    named = isinstance(group, (tuple, list)) and len(group) == 2 and isinstance(group[0], str)
+    name, columns = group if named else (str(p), group)
+    try:
+        columns = columns if np.iterable(columns) else [columns]
+        return name, [operator.index(i) for i in columns]
+    except TypeError:
+        raise TypeError(f"player {name!r} must own an input index or a list of them, "
+                        f"got {_kind(columns)}") from None
 
 # %% ../nbs/02_players.ipynb #e53b0806
 def pixel_hash(

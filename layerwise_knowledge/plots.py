@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'CYCLE', 'MARKERS', 'DASHES', 'RC', 'PRINTED', 'theme', 'printed', 'save', 'note',
-           'curve', 'dodge', 'plain', 'strengths', 'samples', 'layer_changes', 'by_order', 'boxes_by_order',
+           'curve', 'dodge', 'plain', 'samples', 'strengths', 'layer_changes', 'by_order', 'boxes_by_order',
            'destinies', 'interaction_map', 'interaction_rows', 'kappa_sensitivity', 'attributions', 'sentence',
            'certificates']
 
@@ -190,6 +190,10 @@ def _order_bars(ax, omega, k, count):
            yerr=abs(b[["low", "high"]].to_array() - b["mean"]), error_kw=dict(lw=.6))
     return b.order.values
 
+def samples(tables):
+    n = sorted({t.sizes["sample"] for t in tables if "sample" in t.dims})
+    return f"{'–'.join(map(str, {n[0]: 0, n[-1]: 0}))} samples" if n else ""
+
 # %% ../nbs/09_plots.ipynb #94157dbab
 @_figure
 def strengths(
@@ -220,11 +224,6 @@ def strengths(
          r"AND and OR together, intervals: 95 % bootstrap over samples, $\tau$ held fixed")
     return fig
 
-# %% ../nbs/09_plots.ipynb #94157dbac
-def samples(tables):
-    n = sorted({t.sizes["sample"] for t in tables if "sample" in t.dims})
-    return f"{'–'.join(map(str, {n[0]: 0, n[-1]: 0}))} samples" if n else ""
-
 # %% ../nbs/09_plots.ipynb #396827f7
 def _shown(m, orders):
     "The orders to draw: all, the lowest so many, or those listed; and a note on what is left out"
@@ -240,6 +239,20 @@ def _shown(m, orders):
 
 def _layer_head(l, accuracy):
     return f"{l}\n{100 * float(accuracy[l]):.1f} %" if _told(l, accuracy) else l
+
+def _ratio_lines(ax, q, orders, ylabel, floor=None):
+    "One line an order through the layers; as thin bars what two draws of a layer's probe give"
+    at, colours = np.arange(q.sizes["layer"]), _order_colours(orders)
+    for k, o in enumerate(orders):
+        x, marker = at + dodge(k, len(orders)), MARKERS[k % len(MARKERS)]
+        curve(ax, x, q.sel(order=o, drop=True), colours[o], marker, band=False)
+        if floor is not None:
+            y = floor.sel(order=o, drop=True).reindex(layer=q.layer)
+            seen = y.notnull().mean("sample") >= .5 if "sample" in y.dims else y.notnull()
+            y = _interval(y)["mean"].where(seen)
+            ax.hlines(y, x - .16, x + .16, color=colours[o], lw=.8)
+    ax.set(ylabel=ylabel, ylim=(-.03, 1.03), yticks=[0, .5, 1], yticklabels=["0", "50 %", "100 %"])
+    ax.set_xticks(at, q.layer.values, rotation=30, ha="right", rotation_mode="anchor")
 
 # %% ../nbs/09_plots.ipynb #396827f7c
 def _layer_title(l, accuracy, count):
@@ -258,21 +271,6 @@ def _stack(ax, q, orders):
         b = _interval(q[total])
         ax.vlines(orders, sign * b.low, sign * b.high, color="0.2", lw=.6)
     ax.axhline(0, color="k", lw=.6)
-
-# %% ../nbs/09_plots.ipynb #396827f7b
-def _ratio_lines(ax, q, orders, ylabel, floor=None):
-    "One line an order through the layers; as thin bars what two draws of a layer's probe give"
-    at, colours = np.arange(q.sizes["layer"]), _order_colours(orders)
-    for k, o in enumerate(orders):
-        x, marker = at + dodge(k, len(orders)), MARKERS[k % len(MARKERS)]
-        curve(ax, x, q.sel(order=o, drop=True), colours[o], marker, band=False)
-        if floor is not None:
-            y = floor.sel(order=o, drop=True).reindex(layer=q.layer)
-            seen = y.notnull().mean("sample") >= .5 if "sample" in y.dims else y.notnull()
-            y = _interval(y)["mean"].where(seen)
-            ax.hlines(y, x - .16, x + .16, color=colours[o], lw=.8)
-    ax.set(ylabel=ylabel, ylim=(-.03, 1.03), yticks=[0, .5, 1], yticklabels=["0", "50 %", "100 %"])
-    ax.set_xticks(at, q.layer.values, rotation=30, ha="right", rotation_mode="anchor")
 
 # %% ../nbs/09_plots.ipynb #5ee0c759
 _FINAL = dict(forget="forget: in layer $l$, gone at the output", overlap="overlap: in both",
@@ -543,6 +541,7 @@ def _map_grid(rows, columns):
     cells = [[fig.add_subplot(grid[r, c + 1]) for c in range(columns)] for r in range(rows)]
     return fig, side, key, cells, fig.add_subplot(grid[-1, 1:])
 
+# %% ../nbs/09_plots.ipynb #e4659096bb
 def _fate_key(ax):
     "What the bars under the map count"
     legend = ax.legend(
@@ -811,6 +810,7 @@ def _spoken(ax, words, at, one, sets, big):
             _bracket(ax, [at[p] for p in _players_of(S, len(words))], level, z, big, up)
     ax.axis("off")
 
+# %% ../nbs/09_plots.ipynb #09snt002b
 @_figure
 def sentence(
     i,              # interactions of one sentence (layer, kind, subset), its layers to show

@@ -109,6 +109,7 @@ def _linear(weight, bias):
 def _flat(name, f):
     return f.reshape(len(f), -1).clone()
 
+# %% ../nbs/04_probes.ipynb #04prb010b
 class _Features:
     "Flattened features of many inputs by index: kept when they fit in memory, else computed again"
     def __init__(self, model, layers, x, batch_size, memory, half=False, read=_flat):

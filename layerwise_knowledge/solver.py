@@ -100,6 +100,22 @@ def _half_of_players(h):
               for d, b in spaces.items()]
     return basis, Z, blocks
 
+# %% ../nbs/appendix/solver.ipynb #591f0478b
+def _inverses(halves, sigma):
+    "(rows, columns, their shape, inverse of AAᵀ + σ there) of every pair of spaces"
+    row = 0
+    for copies1, d1, a1, b1, one1 in halves[0][2]:
+        column = 0
+        for copies2, d2, a2, b2, one2 in halves[1][2]:
+            H = np.linalg.inv(np.kron(a1, a2) + np.kron(b1, b2) + sigma*np.eye(d1*d2))
+            if row == column == 0:                                        # where c lives
+                one = np.kron(one1, one2)
+                H = H - np.outer(H @ one, H @ one)/(one @ H @ one)
+            where = slice(row, row + copies1*d1), slice(column, column + copies2*d2)
+            yield *where, (copies1, d1, copies2, d2), H
+            column += copies2*d2
+        row += copies1*d1
+
 # %% ../nbs/appendix/solver.ipynb #0ed2dfc8
 class Projection:
     "Solve (AAᵀ + σ) u + c1 = r with Σu = 0, block by block, in the Schur basis of each half"
@@ -109,18 +125,7 @@ class Projection:
         self.plain = [put(basis) for basis, _, _ in halves]               # into the basis: r,
         self.x = [put(basis @ Z) for basis, Z, _ in halves]               # Zx
         self.y = [put(basis @ Z[::-1]) for basis, Z, _ in halves]         # and RZy, at once
-        self.blocks, row = [], 0
-        for copies1, d1, a1, b1, one1 in halves[0][2]:
-            column = 0
-            for copies2, d2, a2, b2, one2 in halves[1][2]:
-                H = np.linalg.inv(np.kron(a1, a2) + np.kron(b1, b2) + sigma*np.eye(d1*d2))
-                if row == column == 0:                                    # where c lives
-                    one = np.kron(one1, one2)
-                    H = H - np.outer(H @ one, H @ one)/(one @ H @ one)
-                where = slice(row, row + copies1*d1), slice(column, column + copies2*d2)
-                self.blocks.append((*where, (copies1, d1, copies2, d2), put(H)))
-                column += copies2*d2
-            row += copies1*d1
+        self.blocks = [(*where, put(H)) for *where, H in _inverses(halves, sigma)]
 
     def into(self, basis, x):
         return (basis[0] @ x.reshape(-1, basis[0].shape[1], basis[1].shape[1])) @ basis[1].T

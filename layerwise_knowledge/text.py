@@ -16,7 +16,7 @@ from torch import nn
 
 from .players import Players, _kind, _whole
 from .rules import Game
-from .scores import Network, unpacked
+from .networks import Network, _one_tensor, unpacked
 
 # %% ../nbs/13_text.ipynb #13txt007
 def _sentences(x, what="x"):
@@ -141,6 +141,7 @@ def _players(rule, sentence, word, at, width):
 
 _PARTS = ("x", "train", "test", "dev")
 
+# %% ../nbs/13_text.ipynb #13txt016b
 def _of_one_size(games):
     "The same, if all have as many players"
     counts = sorted({game.n for game in games})
@@ -169,8 +170,33 @@ def hidden_by(
     return torch.cat([torch.full(shape, number if k == "input_ids" else 0)
                       for k, _, shape in how["entries"]])
 
+# %% ../nbs/13_text.ipynb #13txt023a
+class _OfWords(Network):
+    "What layers, probes and training want to know of packed sentences"
+    def reading(self, name, f):
+        "Features of a layer, one vector per sentence"
+        return f if name == "output" else _averaged(name, f, self.weight, self.pieces_first)
+
+    def order(self, x):
+        "Rows by length: sentences of one length in one batch need no padding"
+        entries = unpacked(x, self.how | dict(kind="dict"))
+        return entries["attention_mask"].sum(1).argsort(stable=True)
+
+    def hide(self, x, share, generator):
+        "Rows with a share of their words' pieces hidden at random, to learn what a hidden word is"
+        entries = unpacked(x, self.how | dict(kind="dict"))
+        drawn = torch.rand(entries["read"].shape, generator=generator).to(x.device) < share
+        entries["input_ids"][drawn & (entries["read"] > 0)] = self.how["mask"]
+        return torch.cat(list(entries.values()), 1)
+
+    def usual(self):
+        "Layers to look at unless others are asked for: the hidden states, eight at most"
+        names = list(self.taps)
+        at = np.unique(np.linspace(0, len(names) - 1, min(8, len(names))).round().astype(int))
+        return [names[k] for k in at]
+
 # %% ../nbs/13_text.ipynb #13txt023
-class TextNetwork(Network):
+class TextNetwork(_OfWords):
     "A network of Hugging Face as one that takes packed rows and returns logits (batch, classes)"
     def __init__(self,
         model,  # takes input_ids and attention_mask
@@ -195,33 +221,12 @@ class TextNetwork(Network):
         found = self.run(**{k: z for k, z in entries.items() if self._wanted(k)})
         for tap, state in zip(self.taps.values(), getattr(found, "hidden_states", None) or ()):
             tap(state)
-        return self.tensor(found)
+        return _one_tensor(found)
 
     def _wanted(self, name):
         return name in self.takes or name in _ASKED and bool(self.taps)
 
-    def reading(self, name, f):
-        "Features of a layer, one vector per sentence"
-        return f if name == "output" else _averaged(name, f, self.weight, self.pieces_first)
-
-    def order(self, x):
-        "Rows by length: sentences of one length in one batch need no padding"
-        entries = unpacked(x, self.how | dict(kind="dict"))
-        return entries["attention_mask"].sum(1).argsort(stable=True)
-
-    def hide(self, x, share, generator):
-        "Rows with a share of their words' pieces hidden at random, to learn what a hidden word is"
-        entries = unpacked(x, self.how | dict(kind="dict"))
-        drawn = torch.rand(entries["read"].shape, generator=generator).to(x.device) < share
-        entries["input_ids"][drawn & (entries["read"] > 0)] = self.how["mask"]
-        return torch.cat(list(entries.values()), 1)
-
-    def usual(self):
-        "Layers to look at unless others are asked for: the hidden states, eight at most"
-        names = list(self.taps)
-        at = np.unique(np.linspace(0, len(names) - 1, min(8, len(names))).round().astype(int))
-        return [names[k] for k in at]
-
+# %% ../nbs/13_text.ipynb #13txt023b
 _ASKED = ("output_hidden_states", "return_dict")
 
 # %% ../nbs/13_text.ipynb #13txt025
@@ -297,6 +302,7 @@ def _positions(model):
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return most if most and most > 0 else None
 
+# %% ../nbs/13_text.ipynb #13txt029b
 def check_belongs(
     model,      # a network of Hugging Face
     x,          # packed rows

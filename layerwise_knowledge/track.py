@@ -19,7 +19,7 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import scores, text
+from . import networks, scores, text
 from .files import content, kept, part
 from .knowledge import Knowledge, extract
 from .sampled_knowledge import SampledKnowledge, chosen_masks, extract_sampled
@@ -67,8 +67,8 @@ def layers(
         rows = [(name, m, tuple(getattr(getattr(m, "weight", None), "shape", ())))
                 for name, m in modules.items() if name != "output"]
     else:
-        (x,), how = scores.packed(x)
-        network, _ = scores.as_network(model, x[:1], how)
+        (x,), how = networks.packed(x)
+        network, _ = networks.as_network(model, x[:1], how)
         rows = [(name, m, tuple(f.shape[1:])) for name, m, f in _calls(network, x)
                 if f is not None and f.ndim > 1 and len(f) == 1]
     told = [(name, type(m).__name__, shape, sum(w.numel() for w in m.parameters()))
@@ -241,7 +241,7 @@ def _inputs(x, train, test, baseline):
     if not isinstance(baseline, str):
         given["baseline"] = _as_batch(baseline)
     given = {k: z for k, z in given.items() if z is not None}
-    tensors, how = scores.packed(*given.values())
+    tensors, how = networks.packed(*given.values())
     found = {k: _here(z, k) for k, z in zip(given, tensors)}
     for k, z in found.items():
         if z.shape[1:] != found["x"].shape[1:]:
@@ -425,7 +425,7 @@ def _network(model, x, x_train, how, labels):
     "The model as a network, and whether it tells classes or values"
     told = [t for t in map(_are_labels, labels) if t is not None]
     some = x if x_train is None else torch.cat([x, x_train[:100].to(x)])
-    return scores.as_network(model, some, how, labels=bool(told) and all(told))
+    return networks.as_network(model, some, how, labels=bool(told) and all(told))
 
 def _names(network, kind, names, x, train):
     "Layers in order, the output last"

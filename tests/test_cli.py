@@ -164,3 +164,23 @@ def test_missing_data_names_the_ways_to_get_it(lk, tmp_path):
 def test_outside_a_clone(lk, tmp_path):
     out = lk("report", cwd=tmp_path, LAYERWISE_HOME=str(tmp_path))
     assert out.returncode == 2 and "no settings.ini" in out.stderr
+
+
+def _long(k):
+    import time
+    time.sleep(2)
+    return k
+
+
+def test_a_cluster_that_loses_all_workers_is_told_of_in_a_sentence(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    from joblib import Parallel, delayed
+    monkeypatch.setattr(cli, "_PATIENCE", 2)
+    quiet = dict(dashboard_address=None, silence_logs=50)
+    with distributed.LocalCluster(1, threads_per_worker=2, processes=True, **quiet) as cluster:
+        with pytest.raises(RuntimeError, match="all workers of .* are gone; what was finished is"):
+            with cli._workers(cluster.scheduler_address):
+                jobs = Parallel(return_as="generator")(delayed(_long)(k) for k in range(40))
+                assert next(jobs) == 0
+                cluster.scale(0)                                       # all of them
+                list(jobs)

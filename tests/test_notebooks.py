@@ -1,5 +1,6 @@
 """Every notebook runs top to bottom; chapters as they are, figures, report and its appendix through
 papermill with the profile `smoke` (test_cli)."""
+import ast
 import json
 from pathlib import Path
 
@@ -32,6 +33,26 @@ def test_notebook_is_fit_to_print(path):
     for leak in ("/root/", "/home/", "/work/", "/tmp/", "Warning:", "Traceback", " at 0x"):
         assert leak not in outputs, f"{path.name} shows {leak!r} in an output"
     assert len(raw) < 1_500_000, "small outputs only"
+
+
+def lines_of(source):
+    "Lines of a cell; of a documented signature only the first, of a class's documented fields none"
+    lines = [line for line in source.split("\n") if not line.startswith("#|")]
+    count = len(lines)
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.FunctionDef):
+            count -= max(0, node.body[0].lineno - node.lineno - 1)
+        if isinstance(node, ast.ClassDef):
+            count -= sum(isinstance(s, ast.AnnAssign) for s in node.body)
+    return count
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_cells_are_short(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert lines_of(source) <= 30, f"cut this cell:\n{source[:200]}"
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=name)

@@ -8,7 +8,7 @@ import xarray as xr
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from layerwise_knowledge import choices, cli, judging as J, metrics, report as R
+from layerwise_knowledge import choices, cli, judging as J, metrics, report as R, telling
 
 FEW, FEWER = settings(max_examples=25), settings(max_examples=5)
 numbers = st.floats(-5, 5, allow_nan=False)
@@ -372,7 +372,8 @@ def test_sensitivity_names_what_changes():
 
 def test_the_table_fits_and_is_escaped():
     t = J.planted(dict(a=one, b=one | two, c=one, output=one), "mnist", "resnet20")
-    text, page = (f(R.judge({("mnist", "resnet20"): t})) for f in (R.as_text, R.as_html))
+    results = R.judge({("mnist", "resnet20"): t})
+    text, page = telling.as_text(results), telling.as_html(results)
     assert max(map(len, text.split("\n"))) <= 100
     assert "C4" in text and "yes    mnist/resnet20: rise" in text
     assert page.count("<tr") == 13 and "C12 Neighbouring" in page
@@ -429,13 +430,13 @@ def test_a_verdict_says_whether_the_other_end_agrees(other, decided, says):
     t = both_ends(dict(output=falls), dict(output=falls if decided else rises))
     result = R.judge({("mnist", "mlp7"): t}, ["C2"])["C2"]
     assert result.word == "replicates" and result.decided == decided
-    assert says == R.at_ends(result)
+    assert says == telling.at_ends(result)
 
 
 def test_without_the_other_end_a_verdict_says_nothing_of_it():
     t = J.planted(dict(output={1: 1., 3: .5}))
     result = R.judge({("mnist", "mlp7"): t}, ["C2"])["C2"]
-    assert result.other == "" and result.decided and R.at_ends(result) == ""
+    assert result.other == "" and result.decided and telling.at_ends(result) == ""
 
 
 def test_mean_order_and_number_at_every_optimum():
@@ -455,7 +456,7 @@ def test_random_functions_pass_where_nothing_is_learned():
     result = R.judge({("mnist", "mlp7"): t}, ["C2"])["C2"]
     assert result.controls == {"random MLPs": (1, 1), "independent numbers": (0, 1)}
     assert result.passing == ["random MLPs"] and result.shown == "replicates on 1 of 6 tables"
-    assert "random MLPs 1 of 1" in R.on_controls(result)
+    assert "random MLPs 1 of 1" in telling.on_controls(result)
 
 
 def test_a_variant_that_has_learned_nothing_is_a_control_of_every_claim():

@@ -14,6 +14,7 @@ from sklearn.linear_model import Lasso
 pytest.importorskip("numba")
 from layerwise_knowledge import pricing
 from layerwise_knowledge import sampled as s
+from layerwise_knowledge.sampled_knowledge import sparse_metrics
 from layerwise_knowledge.sparsify import sparsify
 
 
@@ -94,7 +95,7 @@ def test_labels_and_shapes_go_along():
     again = sparsify(v.values[1, 0], masks=T).to_dataframe()
     one = q.to_dataframe().query("sample == 1 and layer == 'a'")
     assert one.value.tolist() == again.value.tolist()
-    m = s.sparse_metrics(q.to_dataframe())
+    m = sparse_metrics(q.to_dataframe())
     assert float(m.completeness.sel(layer="output", kind="or", order=3).mean()) == 1
 
 

@@ -329,6 +329,7 @@ def test_another_token_than_the_mask():
 from layerwise_knowledge import datasets as D
 from layerwise_knowledge import experiments as ex
 from layerwise_knowledge import models as M
+from layerwise_knowledge import sentences as S
 
 ROWS = dict(train=180, dev=20, test=40)
 TURNS, KINDS_OF_FILM = ["truly", "not", "not so"], dict(good=1, fine=1, bad=0, dull=0)
@@ -350,7 +351,7 @@ def small_sst2(folder, rows=ROWS):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, root):
-    monkeypatch.setattr(D, "SST2", small_sst2(tmp_path))
+    monkeypatch.setattr(S, "SST2", small_sst2(tmp_path))
     for name, where in dict(DATA=tmp_path, CACHE=tmp_path / "cache", HOME=root).items():
         monkeypatch.setenv(f"LAYERWISE_{name}", str(where))
     ex._sentences.cache_clear()
@@ -474,7 +475,7 @@ def test_sentences_from_a_folder(small):
 def test_damaged_files(tmp_path, body, words):
     (tmp_path / "a.tsv").write_bytes(body if isinstance(body, bytes) else body.encode())
     with pytest.raises(ValueError, match=words):
-        D.read_sentences(tmp_path / "a.tsv", 2)
+        S.read_sentences(tmp_path / "a.tsv", 2)
 
 
 def test_downloads_are_read_as_they_come(monkeypatch, tmp_path):
@@ -484,29 +485,29 @@ def test_downloads_are_read_as_they_come(monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / "SST-2.zip", "w") as z:
         for part in ("train", "dev"):
             z.write(tmp_path / "sst2" / f"{part}.tsv", f"SST-2/{part}.tsv")
-    pairs = zip(*D.read_sentences(tmp_path / "sst2" / "test.tsv"))
+    pairs = zip(*S.read_sentences(tmp_path / "sst2" / "test.tsv"))
     trees = ["(2 (2 Neither) (2 one))"]
     trees += [f"({4 * y} {' '.join(f'(2 {w.capitalize()})' for w in s.split())})" for s, y in pairs]
     with zipfile.ZipFile(tmp_path / "trainDevTestTrees_PTB.zip", "w") as z:
         z.writestr("trees/test.txt", "\n".join(trees) + "\n")
-    monkeypatch.setattr(D, "SST2", rows)
-    monkeypatch.setattr(D, "GLUE_URL", (tmp_path / "SST-2.zip").as_uri())
-    monkeypatch.setattr(D, "TREEBANK_URL", (tmp_path / "trainDevTestTrees_PTB.zip").as_uri())
-    monkeypatch.setattr(D, "download_folder", lambda: tmp_path / "downloads")
+    monkeypatch.setattr(S, "SST2", rows)
+    monkeypatch.setattr(S, "GLUE_URL", (tmp_path / "SST-2.zip").as_uri())
+    monkeypatch.setattr(S, "TREEBANK_URL", (tmp_path / "trainDevTestTrees_PTB.zip").as_uri())
+    monkeypatch.setattr(S, "download_folder", lambda: tmp_path / "downloads")
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
-    by_folder = D._load_sst2()
+    by_folder = S.load_sst2()
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path / "nowhere"))
-    assert D._load_sst2().sha256 == by_folder.sha256
+    assert S.load_sst2().sha256 == by_folder.sha256
     (tmp_path / "downloads" / "sst2" / "dev.tsv").unlink()
     (tmp_path / "downloads" / "sst2" / "SST-2.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="damaged or another archive"):
-        D._load_sst2()
+        S.load_sst2()
 
 
 def test_without_any_the_message_names_the_ways(monkeypatch, tmp_path):
     def offline(*_): raise OSError("no network")
-    monkeypatch.setattr(D, "_download", offline)
-    monkeypatch.setattr(D, "download_folder", lambda: tmp_path / "downloads")
+    monkeypatch.setattr(S, "_download", offline)
+    monkeypatch.setattr(S, "download_folder", lambda: tmp_path / "downloads")
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
     with pytest.raises(D.MissingData, match="sst2/train.tsv, sst2/dev.tsv .*and sst2/test.tsv"):
         D.load("sst2")
