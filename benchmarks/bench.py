@@ -17,6 +17,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -24,11 +25,12 @@ from scipy.optimize import linprog
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+from published import published
+from threadpoolctl import threadpool_limits
+
 from layerwise_knowledge.interactions import and_interactions, n_players
 from layerwise_knowledge.solver import projection as projection_of
 from layerwise_knowledge.sparsify import _rule, sparsify
-from threadpoolctl import threadpool_limits
-from published import published
 
 STEPS = {8: 2000, 10: 100, 12: 10}        # of the published optimiser's 10,000 that are timed
 SHARES = {8: 16, 10: 16, 12: 6}           # tables for HiGHS

@@ -212,6 +212,7 @@ def image(k, side, layer):
 
 def photo(k):
     from importlib.util import find_spec
+
     from PIL import Image
     from torchvision.models import mobilenet_v2
     model = mobilenet_v2(weights=None).eval()

@@ -5,6 +5,7 @@ hand, the last iterate returned. `transforms=True` computes the very same iterat
 transforms instead of dense matrices, so that the objective at n = 12 can be had in minutes.
 """
 import torch
+
 from layerwise_knowledge.interactions import and_interactions
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import experiments as ex, plots
+from . import experiments as ex
+from . import plots
 from .judging import FEW, load, mean_order, num, planted, sets
 from .report import CLAIMS, count_at_output, held, judge, with_tau_drawn
 

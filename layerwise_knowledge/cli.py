@@ -8,7 +8,11 @@ __all__ = ['OR_OF', 'REPORT_HEAD', 'figure_notebooks', 'chosen_figures', 'checke
            'main']
 
 # %% ../nbs/10_cli.ipynb #d9d89c2e
-import argparse, os, sys, threading, time
+import argparse
+import os
+import sys
+import threading
+import time
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +189,7 @@ def _watch(client):
             client.close()
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../nbs/10_cli.ipynb #b12043aabb
 @contextmanager
 def _workers(address):
     "Extractions go to the workers of a dask cluster, if there is an address"
@@ -210,6 +215,7 @@ def _workers(address):
         raise RuntimeError(f"all workers of {address} are gone; what was finished is kept: start "
                            "workers and give the same command again") from None
 
+# %% ../nbs/10_cli.ipynb #b12043aabc
 def reproduce(args):
     """make everything that the figures and the report draw from, and put what is small into
     data/results"""
@@ -217,7 +223,6 @@ def reproduce(args):
         for d, n, s in _chosen(args):
             ex.everything(s, not args.quiet)
             print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
-
 
 # %% ../nbs/10_cli.ipynb #eab06d49
 def figures(args):
@@ -243,7 +248,8 @@ def figures(args):
 # %% ../nbs/10_cli.ipynb #eab06d49b
 def report(args):
     "print every claim of the paper with our numbers and the verdict, from what has been computed"
-    from layerwise_knowledge import judging, report as claims
+    from layerwise_knowledge import judging
+    from layerwise_knowledge import report as claims
     wanted = args.experiments or ex.experiments(args.profile)
     tables = judging.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]

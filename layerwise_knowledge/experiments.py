@@ -23,16 +23,42 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from . import datasets, metrics, models, scores, text
-from .files import (compare, content, kept, load_story, load_table, part,
-                                       save_table, write)
+from layerwise_knowledge.files import (
+    compare,
+    content,
+    kept,
+    load_story,
+    load_table,
+    part,
+    save_table,
+    write,
+)
 from .interactions import orders, subset_sum
-from .knowledge import (CERTIFICATE, extract, integrated_gradients,
-                                           noise_moments, noisy_scores)
-from .players import (FeaturePlayers, PatchPlayers, Players, mean_baseline)
+from layerwise_knowledge.knowledge import (
+    CERTIFICATE,
+    extract,
+    integrated_gradients,
+    noise_moments,
+    noisy_scores,
+)
+from .players import FeaturePlayers, PatchPlayers, Players, mean_baseline
 from .probes import Probes, bootstrap_probes, sgd_probes, train_probes
-from .settings import (
-    AFTER, PAPER_COUNTS, PATCHES, PROBES, STEPS, cache_folder, determines, experiments,
-    probed_layers, profiles, project_folder, read_settings, settings, step_file)
+from layerwise_knowledge.settings import (
+    AFTER,
+    PAPER_COUNTS,
+    PATCHES,
+    PROBES,
+    STEPS,
+    cache_folder,
+    determines,
+    experiments,
+    probed_layers,
+    profiles,
+    project_folder,
+    read_settings,
+    settings,
+    step_file,
+)
 from .sparsify import sparsify
 
 # %% ../nbs/08_experiments.ipynb #aacdde95

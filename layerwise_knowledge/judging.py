@@ -10,7 +10,9 @@ __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS'
            'mean_order', 'two_draws', 'floors', 'random_functions', 'permuted', 'another_sample', 'controls']
 
 # %% ../nbs/appendix/judging.ipynb #12jd002
-import math, warnings, zlib
+import math
+import warnings
+import zlib
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
@@ -19,7 +21,8 @@ import torch
 import xarray as xr
 from scipy.stats import rankdata
 
-from . import experiments as ex, metrics
+from . import experiments as ex
+from . import metrics
 from .knowledge import extract
 
 ABOUT, MOST, LITTLE, FLAT = 1.5, 1/2, 1/4, .1

@@ -22,8 +22,12 @@ from tqdm.auto import tqdm
 
 from . import metrics, networks, scores
 from .files import load_table, save_table
-from .interactions import (
-    and_interactions, n_players, reconstruct, shapley_values)
+from layerwise_knowledge.interactions import (
+    and_interactions,
+    n_players,
+    reconstruct,
+    shapley_values,
+)
 from .players import Players, _kind
 from .probes import Probes, _linear
 from .sparsify import sparsify

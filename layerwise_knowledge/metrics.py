@@ -12,11 +12,12 @@ import math
 import numbers
 import warnings
 from functools import lru_cache
+
 import numpy as np
 import torch
 import xarray as xr
-from .interactions import _finite, _pair, _tensor
-from .interactions import n_players, orders, subset_sum
+
+from .interactions import _finite, _pair, _tensor, n_players, orders, subset_sum
 
 # %% ../nbs/05_metrics.ipynb #e38e5c7b
 def interaction_table(

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from .files import (content, load_tensors, save_tensors, sealed, unsealed,
-                                       write)
+from .files import content, load_tensors, save_tensors, sealed, unsealed, write
 
 # %% ../nbs/07_models.ipynb #466da7fb
 class Normalise(nn.Module):

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from .players import _kind
-from .scores import (
-    _explained, _frozen, _inputs, _tensor, _to_model, _wide)
+from .scores import _explained, _frozen, _inputs, _tensor, _to_model, _wide
 
 # %% ../nbs/04_networks.ipynb #03net002
 def packed(

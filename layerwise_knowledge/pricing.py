@@ -7,6 +7,7 @@ __all__ = ['words', 'search', 'descend']
 
 # %% ../nbs/appendix/pricing.ipynb #bb9c76bf
 import numpy as np
+
 try:
     from numba import njit
 except ImportError:

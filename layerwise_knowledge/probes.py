@@ -6,7 +6,8 @@
 __all__ = ['PENALTIES', 'Probes', 'sgd_probes', 'held_out', 'train_probes', 'bootstrap_probes']
 
 # %% ../nbs/04_probes.ipynb #04prb003
-import hashlib, json
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,8 +22,17 @@ from tqdm.auto import tqdm
 from .files import compare, content, load_tensors, save_tensors
 from .players import _whole
 from layerwise_knowledge.scores import (
-    _check_company, _check_labels, _frozen, _inputs, _labels, _named_layers, _one_input, _reached,
-    _to_model, features)
+    _check_company,
+    _check_labels,
+    _frozen,
+    _inputs,
+    _labels,
+    _named_layers,
+    _one_input,
+    _reached,
+    _to_model,
+    features,
+)
 
 # %% ../nbs/04_probes.ipynb #04prb008
 class _ByLayer(Mapping):

@@ -12,7 +12,9 @@ __all__ = ['CLAIMS', 'PICTURES', 'IMAGES', 'LAYERS', 'PAIRS', 'TABLES', 'READING
            'other_end', 'judge']
 
 # %% ../nbs/appendix/claims.ipynb #12cl003
-import json, math, re
+import json
+import math
+import re
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -22,11 +24,36 @@ import torch
 import xarray as xr
 from scipy.stats import rankdata
 
-from . import experiments as ex, metrics, models, plots
-from .judging import (
-    ABOUT, ABOVE, BELOW, FLAT, LITTLE, MOST, against, alike, completeness, controls, finding,
-    floors, hidden, high_share, layers_alike, line, mean_order, over, planted, random_functions,
-    redundancy, salient_between, sets, trend, two_draws, verdict)
+from . import experiments as ex
+from . import metrics, models, plots
+from layerwise_knowledge.judging import (
+    ABOUT,
+    ABOVE,
+    BELOW,
+    FLAT,
+    LITTLE,
+    MOST,
+    against,
+    alike,
+    completeness,
+    controls,
+    finding,
+    floors,
+    hidden,
+    high_share,
+    layers_alike,
+    line,
+    mean_order,
+    over,
+    planted,
+    random_functions,
+    redundancy,
+    salient_between,
+    sets,
+    trend,
+    two_draws,
+    verdict,
+)
 
 # %% ../nbs/appendix/claims.ipynb #12cl005
 @dataclass(frozen=True)

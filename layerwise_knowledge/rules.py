@@ -11,9 +11,18 @@ import re
 import numpy as np
 import torch
 
-from .players import (
-    FeaturePlayers, PatchPlayers, Players, _enough, _numbers, _shape, _whole, central_patches,
-    foreground_patches, grid_size)
+from layerwise_knowledge.players import (
+    FeaturePlayers,
+    PatchPlayers,
+    Players,
+    _enough,
+    _numbers,
+    _shape,
+    _whole,
+    central_patches,
+    foreground_patches,
+    grid_size,
+)
 
 # %% ../nbs/02_rules.ipynb #02gam002
 class Game:

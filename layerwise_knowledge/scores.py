@@ -19,8 +19,16 @@ from torch import nn
 from tqdm import tqdm
 
 from .interactions import orders
-from .players import (
-    _check_players, _fitted, _kind, _numbers, _whole, check_size, masked, masked_batches)
+from layerwise_knowledge.players import (
+    _check_players,
+    _fitted,
+    _kind,
+    _numbers,
+    _whole,
+    check_size,
+    masked,
+    masked_batches,
+)
 
 # %% ../nbs/03_scores.ipynb #f4a08a0d
 def _log_odds(z, y):

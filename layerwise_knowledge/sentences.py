@@ -12,8 +12,16 @@ import zlib
 from pathlib import Path
 
 from layerwise_knowledge.datasets import (
-    CLASSES, Dataset, _EXTRA, _download, _from_folder, _labels, _missing, content_sha256,
-    download_folder)
+    _EXTRA,
+    CLASSES,
+    Dataset,
+    _download,
+    _from_folder,
+    _labels,
+    _missing,
+    content_sha256,
+    download_folder,
+)
 from .files import write
 
 # %% ../nbs/06_sentences.ipynb #06sst001

@@ -6,7 +6,8 @@
 __all__ = ['Sparsified', 'sparsify']
 
 # %% ../nbs/01_sparsify.ipynb #ca5b1685
-import math, warnings
+import math
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from .networks import Network, _one_tensor, unpacked
 from .players import Players, _kind, _whole
 from .rules import Game
-from .networks import Network, _one_tensor, unpacked
 
 # %% ../nbs/13_text.ipynb #13txt007
 def _sentences(x, what="x"):

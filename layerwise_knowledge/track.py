@@ -22,11 +22,18 @@ from tqdm.auto import tqdm
 from . import networks, scores, text
 from .files import content, kept, part
 from .knowledge import Knowledge, extract
-from .sampled_knowledge import SampledKnowledge, chosen_masks, extract_sampled
-from .players import (
-    FeaturePlayers, Players, _fitted, _kind, _numbers, check_size, mean_baseline)
+from layerwise_knowledge.players import (
+    FeaturePlayers,
+    Players,
+    _fitted,
+    _kind,
+    _numbers,
+    check_size,
+    mean_baseline,
+)
 from .probes import Probes, held_out, train_probes
 from .rules import columns, patches, segments
+from .sampled_knowledge import SampledKnowledge, chosen_masks, extract_sampled
 from .sparsify import sparsify
 
 # %% ../nbs/11_track.ipynb #11trk007

@@ -1,12 +1,16 @@
 """Settings, files, data sets, networks: (name, what is done, the sentence or the answer)."""
-import os, tempfile
+import os
+import tempfile
 from pathlib import Path
 from unittest import mock
 
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from torch import nn
 
-from layerwise_knowledge import cli, datasets, experiments as ex, files, models, plots
+from layerwise_knowledge import cli, datasets, files, models, plots
+from layerwise_knowledge import experiments as ex
 from layerwise_knowledge.probes import Probes
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +59,8 @@ def array_named_npz():
 
 def lk(words):
     "What the command says: its one line on stderr as an error"
-    import contextlib, io
+    import contextlib
+    import io
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         assert cli.main(words.split()) == 2

@@ -7,8 +7,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerwise_knowledge.players import (
-    FeaturePlayers, PatchPlayers, Players, central_patches, check_size, foreground_patches,
-    grid_size, masked, masked_batches, mean_baseline, pixel_hash)
+    FeaturePlayers,
+    PatchPlayers,
+    Players,
+    central_patches,
+    check_size,
+    foreground_patches,
+    grid_size,
+    masked,
+    masked_batches,
+    mean_baseline,
+    pixel_hash,
+)
 from layerwise_knowledge.probes import sgd_probes, train_probes
 from layerwise_knowledge.scores import features, log_odds, score_table
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from layerwise_knowledge import interactions as I, metrics as M
+from layerwise_knowledge import interactions as I
+from layerwise_knowledge import metrics as M
 from layerwise_knowledge.sparsify import sparsify
 
 V = np.array([0., 1, 2, 4, -1, 0, 3, 9])

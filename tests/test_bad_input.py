@@ -2,12 +2,11 @@
 import re
 import warnings
 
-import numpy as np
-import pytest
-
 import bad_input_files
 import bad_input_networks
 import bad_input_tables
+import numpy as np
+import pytest
 
 ROWS = bad_input_tables.ROWS + bad_input_networks.ROWS + bad_input_files.ROWS
 NAMES = [name for name, _, _ in ROWS]

@@ -1,5 +1,8 @@
 """`lk` as it is typed: what it prints, what it refuses, and with which status it ends."""
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest

@@ -1,9 +1,15 @@
 """Settings, files that know what made them, interruption, damage."""
-import shutil, subprocess, sys
+import shutil
+import subprocess
+import sys
 
-import numpy as np, pytest, torch, xarray as xr
+import numpy as np
+import pytest
+import torch
+import xarray as xr
 
-from layerwise_knowledge import experiments as ex, files, scores
+from layerwise_knowledge import experiments as ex
+from layerwise_knowledge import files, scores
 
 
 @pytest.fixture

@@ -1,10 +1,20 @@
 """Killed, flipped, full, replaced, two at a time: nothing of it may turn into a number."""
-import json, os, resource, shutil, signal, subprocess, sys
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np, pytest, torch, xarray as xr
+import numpy as np
+import pytest
+import torch
+import xarray as xr
 
-from layerwise_knowledge import experiments as ex, files, models, plots, scores
+from layerwise_knowledge import experiments as ex
+from layerwise_knowledge import files, models, plots, scores
 from layerwise_knowledge.probes import Probes, _tensors
 
 ROOT = Path(__file__).parent.parent

@@ -2,13 +2,21 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from shapiq.game_theory.exact import ExactComputer
 
 from layerwise_knowledge.interactions import (
-    and_interactions, n_players, or_interactions, orders, reconstruct, shapley_values, subset_sum,
-    superset_sum)
+    and_interactions,
+    n_players,
+    or_interactions,
+    orders,
+    reconstruct,
+    shapley_values,
+    subset_sum,
+    superset_sum,
+)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 finite = st.floats(-1e3, 1e3, allow_subnormal=False)

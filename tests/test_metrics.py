@@ -2,13 +2,16 @@
 import itertools
 import math
 import warnings
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import jaccard_score
+
 from layerwise_knowledge import metrics as M
 from layerwise_knowledge.interactions import and_interactions, or_interactions
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from layerwise_knowledge import models as M
-from layerwise_knowledge.files import load_story
 from layerwise_knowledge.datasets import Dataset
+from layerwise_knowledge.files import load_story
 
 count = lambda model: sum(p.numel() for p in model.parameters())
 

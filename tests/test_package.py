@@ -1,5 +1,6 @@
 """The package as others get it: installed, run from another folder, without notebook packages."""
-import subprocess, sys
+import subprocess
+import sys
 
 import pytest
 

@@ -5,11 +5,22 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from layerwise_knowledge.players import (
-    FeaturePlayers, PatchPlayers, Players, central_patches, check_size, foreground_patches,
-    grid_size, masked, masked_batches, mean_baseline, pixel_hash)
+    FeaturePlayers,
+    PatchPlayers,
+    Players,
+    central_patches,
+    check_size,
+    foreground_patches,
+    grid_size,
+    masked,
+    masked_batches,
+    mean_baseline,
+    pixel_hash,
+)
 
 
 def loop(x, baseline, owner, T):

@@ -5,14 +5,18 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+
 import matplotlib
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
-from layerwise_knowledge import metrics as M, plots as P
+
+from layerwise_knowledge import metrics as M
+from layerwise_knowledge import plots as P
 
 LAYERS = ["conv1", "conv2", "fc", "output"]
 OWNER = np.arange(16).reshape(4, 4) // 4  # four players, each a row of four pixels

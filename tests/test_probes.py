@@ -7,7 +7,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerwise_knowledge.probes import (
-    Probes, _pooled, bootstrap_probes, held_out, sgd_probes, train_probes)
+    Probes,
+    _pooled,
+    bootstrap_probes,
+    held_out,
+    sgd_probes,
+    train_probes,
+)
 from layerwise_knowledge.scores import features
 
 TEST = blobs(seed=1)

@@ -1,14 +1,18 @@
 """The rules behind the verdicts: planted answers, independent references, properties, refusals."""
-import itertools, math
+import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from layerwise_knowledge import choices, cli, judging as J, metrics, report as R, telling
+from layerwise_knowledge import choices, cli, metrics, telling
+from layerwise_knowledge import judging as J
+from layerwise_knowledge import report as R
 
 FEW, FEWER = settings(max_examples=25), settings(max_examples=5)
 numbers = st.floats(-5, 5, allow_nan=False)

@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 pytest.importorskip("numba")

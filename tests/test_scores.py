@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 

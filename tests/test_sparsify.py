@@ -2,12 +2,15 @@
 import math
 import tracemalloc
 from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy.optimize import linprog
+
 from layerwise_knowledge.interactions import and_interactions, or_interactions, reconstruct
 from layerwise_knowledge.sparsify import _HELD, _certificate, sparsify
 
@@ -150,6 +153,7 @@ def test_an_additive_table_has_no_interaction(n, kappa):
 def test_the_log_odds_of_a_logistic_regression_have_no_interaction():
     "The twelve columns of census, one player each, masked by their means"
     from sklearn.linear_model import LogisticRegression
+
     from layerwise_knowledge import datasets
     data = datasets.load("census")
     x, y = data.x_train.numpy().reshape(len(data.x_train), -1), data.y_train.numpy()
