@@ -25,7 +25,7 @@ def identity(d=6, classes=3):
 
 
 def objective(probe, x, y, penalty):
-    "P of chapter 04 in double precision, from a probe's weights alone"
+    "P of the chapter on probes in double precision, from a probe's weights alone"
     x, weight, bias = x.double(), probe.weight.double(), probe.bias.double()
     mean = x.mean(0)
     scale = (x - mean).square().sum(1).mean().sqrt()
