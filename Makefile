@@ -22,7 +22,7 @@ lab: $(READY)              ## open the notebooks
 
 docs: $(READY)             ## the book as a web site, in _docs
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	PYTHONPATH=docs $(BIN)/sphinx-build -q -c docs nbs _docs
+	PYTHONPATH=docs $(BIN)/sphinx-build -q -W --keep-going -c docs nbs _docs
 	@echo "open _docs/index.html"
 
 bench: $(READY)            ## time ours beside its peers, in one run

@@ -1,13 +1,16 @@
 """The book: `make docs` turns the notebooks, as they are committed, into a web site in _docs."""
+import shutil
 from pathlib import Path
 
 import nbformat
 
 project, author = "layerwise-knowledge", "layerwise-knowledge contributors"
-extensions = ["myst_nb"]
+extensions = ["myst_nb", "sphinx-mathjax-offline"]      # formulas without a network
 html_theme = "sphinx_book_theme"
 html_theme_options = {"home_page_in_toc": True, "show_toc_level": 2}
 html_title = project
+html_static_path, html_css_files = ["static"], ["book.css"]
+html_copy_source = False
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"      # tables and links in outputs, as in text
 nb_custom_formats = {".ipynb": ["conf.read", {}, False]}
@@ -44,3 +47,17 @@ def read(text):
             for c, g, e in tocs
         ]
     return nb
+
+
+def only_what_is_used(app, error):
+    "MathJax comes with speech and other formats, 20 MB that no page of ours asks for"
+    folder = Path(app.outdir)/"_static"/"mathjax"
+    for path in () if error else folder.glob("*"):
+        if path.name in ("a11y", "adaptors", "sre"):
+            shutil.rmtree(path)
+        elif path.suffix == ".js" and path.name != "tex-chtml.js":
+            path.unlink()
+
+
+def setup(app):
+    app.connect("build-finished", only_what_is_used)
