@@ -86,7 +86,7 @@ class Knowledge(_Tables):
 
     It prints, draws and keeps itself. Strengths are in log-odds; ValueErrors say what is amiss."""
     @cached_property
-    def metrics(self):        # (layer, kind, order): Eqs. 6-10, means over samples
+    def metrics(self):        # (layer, kind, order): Eqs. 6-8, Section 3.2, means over samples
         return metrics.layer_metrics(self._normalised)
 
     def _per_sample(self, reference=None):    # the same of each sample
@@ -107,7 +107,7 @@ def patch(method):
 @patch
 def summary(self: Knowledge) -> pd.DataFrame:   # one row a layer
     """Probe accuracy, salient AND and OR per sample, mean order by strength, completeness and
-    redundancy of all orders together (Eqs. 9, 10), largest gap"""
+    redundancy of all orders together (Section 3.2), largest gap"""
     names, accuracy = self.scores.layer.values, self.probes.accuracy
     right = [accuracy.get(name, {}).get("test", np.nan) for name in names]
     rows = pd.DataFrame({"probe accuracy": right}, index=names)

@@ -264,7 +264,7 @@ def sample_metrics(
     reference=None,   # compared with: a layer's name, "next" for l+1 (default: the output)
     literal=False,    # Eq. 7 as printed: shared may be nonzero where S is not salient in both
 ) -> xr.Dataset:  # (sample, layer, kind, order)
-    "all, all_L, overlap, forget, new, count, completeness, redundancy of every sample (Eqs. 6-10)"
+    "all, all_L, overlap, forget, new, count, completeness, redundancy per sample (Eqs. 6-8)"
     i = merge_first_order(_checked(i, "sample", "layer"))
     _check_layers(i, reference)
     omega = salient(i, tau)
@@ -291,7 +291,7 @@ def layer_metrics(
     reference=None,   # a layer's name, or "next" (default: the last layer, the output)
     literal=False,    # Eq. 7 as printed
 ) -> xr.Dataset:  # (layer, kind, order)
-    """`sample_metrics` averaged over samples (Eqs. 6-10): strengths in units of a normalised layer,
+    """`sample_metrics` averaged over samples (Eqs. 6-8): strengths in units of a normalised layer,
     ratios between 0 and 1; `*_left_out` counts the samples whose ratio is undefined
 
     Raises ValueError for a table without labels, or whose layers cannot be compared."""

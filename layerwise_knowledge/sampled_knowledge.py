@@ -142,7 +142,7 @@ class SampledKnowledge(Knowledge):
         return self.data.r2
 
     @cached_property
-    def metrics(self):        # (layer, kind, order): Eqs. 6-10, means over samples
+    def metrics(self):        # (layer, kind, order): Eqs. 6-8, Section 3.2, means over samples
         return self._per_sample().mean("sample")
 
     def _per_sample(self, reference=None):
