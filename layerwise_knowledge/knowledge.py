@@ -105,7 +105,7 @@ def patch(method):
 
 # %% ../nbs/09_knowledge.ipynb #11trk034
 @patch
-def summary(self: Knowledge) -> pd.DataFrame:   # one row a layer
+def summary(self: Knowledge) -> pd.DataFrame:   # one row per layer
     """Probe accuracy, salient AND and OR per sample, mean order by strength, completeness and
     redundancy of all orders together (Section 3.2), largest gap"""
     names, accuracy = self.scores.layer.values, self.probes.accuracy
@@ -172,7 +172,7 @@ def _sample(k, sample):
 
 @patch
 def _listed(self: Knowledge, samples):
-    "All interactions of some samples that are not 0, one a row"
+    "All interactions of some samples that are not 0, one per row"
     i = metrics.merge_first_order(self.interactions)
     i = i.transpose("sample", "layer", "kind", "subset")
     omega = metrics.salient(i).isel(sample=samples)
@@ -363,7 +363,7 @@ def attributions(
     self: Knowledge,
     sample=None,    # of one input alone
 ) -> xr.Dataset:    # shapley, integrated_gradients where they can be had: (sample, layer, player)
-    "Shapley values and Integrated Gradients of every layer's log-odds, one number a player"
+    "Shapley values and Integrated Gradients of every layer's log-odds, one number per player"
     dims, v = ("sample", "layer", "player"), self.scores
     at = np.arange(v.sizes["sample"]) if sample is None else [_sample(self, sample)]
     coords = dict(sample=v.sample[at], layer=v.layer.values)

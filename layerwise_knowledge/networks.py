@@ -198,7 +198,7 @@ def _all_outputs(network, x):
     with _frozen(network), _explained(failure, network):
         z = torch.cat([network.raw(_to_model(network, part)).cpu() for part in x.split(128)])
     if z.ndim not in (1, 2) or len(z) != len(x) or z.is_complex():
-        raise ValueError("the model must return logits (batch, classes) or one number an input; "
+        raise ValueError("the model must return logits (batch, classes) or one number per input; "
                          f"{len(x)} inputs gave {tuple(z.shape)}")
     return _wide(z)
 

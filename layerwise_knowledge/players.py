@@ -74,7 +74,7 @@ class Players:
     Raises ValueError for a map without players, with gaps in their numbers or other names."""
     def __init__(self,
         owner,       # int64, like one input: player 0..n-1, -1 always visible, -2 always masked
-        names=None,  # one label a player
+        names=None,  # one label per player
     ):
         self.owner = _owner_map(owner)
         self.n = int(self.owner.max()) + 1
@@ -83,7 +83,8 @@ class Players:
             raise ValueError(f"players {idle} own no variable; number the "
                              f"{self.n - len(idle)} others without gaps")
         if isinstance(names, str):
-            raise TypeError(f"names must be a list with one label a player, got the text {names!r}")
+            raise TypeError("names must be a list with one label per player, got the text "
+                            f"{names!r}")
         self.names = [str(name) for name in (range(self.n) if names is None else names)]
         if len(self.names) != self.n:
             raise ValueError(f"{len(self.names)} names for {self.n} players")
@@ -100,7 +101,7 @@ def _owner_map(owner):
                         "pass its .owner")
     owner = _numbers(owner, "owner")
     if owner.numel() and (owner.is_floating_point() or owner.dtype == torch.bool):
-        raise TypeError(f"owner must hold whole numbers, one a player, got {owner.dtype}")
+        raise TypeError(f"owner must hold whole numbers, one per player, got {owner.dtype}")
     if not owner.numel() or owner.max() < 0:
         raise ValueError("there are no players: no variable has an owner >= 0")
     if owner.min() < -2:
@@ -170,9 +171,9 @@ class PatchPlayers(Players):
 
 # %% ../nbs/01_players.ipynb #2b8523b6
 class FeaturePlayers(Players):
-    "One player a table column; a column may own several encoded inputs (one-hot)"
+    "One player per table column; a column may own several encoded inputs (one-hot)"
     def __init__(self,
-        groups,                # one a player: index, list or (name, list); or a dict name -> list
+        groups,                # one per player: index, list or (name, list); or a dict name -> list
         width=None,            # number of encoded inputs; default: the largest index + 1
         background="visible",  # inputs in no group: "visible", or "masked" in every input
     ):

@@ -241,7 +241,7 @@ def _layer_head(l, accuracy):
     return f"{l}\n{100 * float(accuracy[l]):.1f} %" if _told(l, accuracy) else l
 
 def _ratio_lines(ax, q, orders, ylabel, floor=None):
-    "One line an order through the layers; as thin bars what two draws of a layer's probe give"
+    "One line per order through the layers; as thin bars what two draws of a layer's probe give"
     at, colours = np.arange(q.sizes["layer"]), _order_colours(orders)
     for k, o in enumerate(orders):
         x, marker = at + dodge(k, len(orders)), MARKERS[k % len(MARKERS)]
@@ -705,7 +705,7 @@ def _bars(ax, values, labels, xlabel, big=None):
         ax.set_xlim(-1.05 * big, 1.05 * big)
 
 def _heat(ax, values, owner, xlabel, big):
-    "One number a player, on the picture"
+    "One number per player, on the picture"
     z = np.where(owner < 0, np.nan, np.asarray(values)[np.maximum(owner, 0)])
     shown = ax.imshow(z, cmap=_DIVERGING, vmin=-big, vmax=big, interpolation="nearest")
     _outline(ax, owner, np.unique(owner[owner >= 0]), color="0.6", lw=.4)
@@ -728,11 +728,11 @@ def _height(labels): return max(1.9, .55 + .125 * sum(1.4 + l.count("\n") for l 
 def _one_a_player(names, n):
     names = list(names) if names is not None else [str(k) for k in range(n)]
     if len(names) != n:
-        raise ValueError(f"one name a player is wanted: n = {n}, but {len(names)} names")
+        raise ValueError(f"one name per player is wanted: n = {n}, but {len(names)} names")
     return names
 
 def _per_player(z, l, layers):
-    "What a method says of a layer: one number a player"
+    "What a method says of a layer: one number per player"
     return z.sel(layer=l).values if isinstance(z, xr.DataArray) else np.asarray(z)[layers.index(l)]
 
 def _of_players(axs, of, owner, names):
@@ -748,7 +748,7 @@ def _of_players(axs, of, owner, names):
 @_figure
 def attributions(
     i,           # interactions of one sample (layer, kind, subset), the layers to compare
-    values,      # method, e.g. "Shapley value" -> one number a player, (layer, player)
+    values,      # method, e.g. "Shapley value" -> one number per player, (layer, player)
     names=None,  # of the players (default: numbers)
     image=None,  # a picture: attributions become maps
     owner=None,  # whose pixel it is, 0..n-1 or -1 (with image)
@@ -841,7 +841,7 @@ def sentence(
 
 # %% ../nbs/19_plots.ipynb #85af496f
 def _spread(ax, x, xlabel, log=False):
-    "Distribution function, one line a layer"
+    "Distribution function, one line per layer"
     names = x.layer.values if "layer" in x.dims else [None]
     for l, colour in zip(names, sns.color_palette("viridis_r", len(names) + 1)[1:]):
         z = (x if l is None else x.sel(layer=l)).values.ravel()

@@ -228,7 +228,7 @@ TAUS = np.geomspace(.005, .5, 80)
 
 @picture("C1")
 def plot_tau(tables, taus=TAUS):
-    "Count against τ, one panel a data set; None without tables"
+    "Count against τ, one panel per data set; None without tables"
     panels = tau_panels(tables, taus)
     if not panels:
         return None

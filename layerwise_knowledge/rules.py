@@ -149,10 +149,10 @@ def _joined(labels, image, n):
 def columns(
     frame,              # table as the model sees it: data frame, array or tensor (rows, D)
 ) -> FeaturePlayers:    # players of an input of D numbers
-    """One player a column, the columns of a one-hot code together
+    """One player per column, the columns of a one-hot code together
 
     A code is a run of neighbours that are 0 or 1 (with ten rows or more: any two values), of which
-    one at most is the higher in any row; the more rows, the surer (App. M: a player a column).
+    one at most is the higher in any row; the more rows, the surer (App. M: one player per column).
     Raises ValueError for what is no table."""
     names = [str(c) for c in frame.columns] if hasattr(frame, "columns") else None
     if names:

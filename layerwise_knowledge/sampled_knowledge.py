@@ -183,7 +183,7 @@ def _head(self: SampledKnowledge):
             "searched to the end")
 
 @patch
-def summary(self: SampledKnowledge) -> pd.DataFrame:   # one row a layer
+def summary(self: SampledKnowledge) -> pd.DataFrame:   # one row per layer
     "As of a full table, and the held-out R², mean over samples"
     rows = Knowledge.summary(self)
     rows.insert(rows.shape[1] - 1, "held-out R²", self.r2.mean("sample").values)
@@ -192,7 +192,7 @@ def summary(self: SampledKnowledge) -> pd.DataFrame:   # one row a layer
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny013
 @patch
 def _listed(self: SampledKnowledge, samples):
-    "All sets of some samples, one a row, by the players' names"
+    "All sets of some samples, one per row, by the players' names"
     f = self.sets[self.sets["sample"].isin(samples) & (self.sets.value != 0)].copy()
     top = self.sets.value.abs().groupby(self.sets.layer).max()
     names = {s: self.players[s].names for s in samples}

@@ -33,7 +33,7 @@ def read_sentences(
     path,       # .tsv with the header `sentence` tab `label`, labels 0 or 1
     rows=None,  # how many there must be
 ):              # (sentences, labels)
-    "Sentences and their classes, one a line"
+    "Sentences and their classes, one per line"
     try:
         head, *lines = Path(path).read_text("utf-8").split("\n")
     except UnicodeDecodeError:

@@ -391,7 +391,7 @@ def track(
     model,           # torch.nn.Module; or, output only, a scikit-learn estimator or a function
     x,               # inputs to explain, (N, ...): tensor, array, dict, data frame, sentences
     y=None,          # (N,) classes whose log-odds are explained; default: the predicted ones
-    players=None,    # patches, segments, columns or words (...), a map of owners, one a sample
+    players=None,    # patches, segments, columns or words (...), a map of owners, one per sample
     layers=None,     # names, see layers(model); default: the top-level blocks and the output
     train=None,      # (x_train, y_train) to train the probes on
     test=None,       # (x_test, y_test) for their accuracy; default: a tenth of train, held out of
