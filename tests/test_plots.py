@@ -87,6 +87,7 @@ def digest(paths): return [hashlib.sha256(Path(p).read_bytes()).hexdigest() for 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_fits_the_page_and_leaves_nothing_open(name):
+    plt.close("all")                                       # what other tests have left open
     before = dict(plt.rcParams)
     fig = FIGURES[name]()
     assert isinstance(fig, Figure) and not plt.get_fignums()
