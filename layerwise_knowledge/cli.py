@@ -250,6 +250,7 @@ def report(args):
     "print every claim of the paper with our numbers and the verdict, from what has been computed"
     from layerwise_knowledge import judging
     from layerwise_knowledge import report as claims
+    from layerwise_knowledge.telling import as_text
     wanted = args.experiments or ex.experiments(args.profile)
     tables = judging.load(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
@@ -257,7 +258,7 @@ def report(args):
     if not tables:
         raise ValueError(f"nothing to report: {', '.join(left)} of profile {args.profile!r} "
                          f"not computed here; {how} does it")
-    print(claims.as_text(claims.judge(tables)), end="\n\n")
+    print(as_text(claims.judge(tables)), end="\n\n")
     print(REPORT_HEAD)
     for (d, n), t in tables.items():
         print(report_line(d, n, t.out))
