@@ -7,6 +7,7 @@ READY  := .venv/.installed
 
 figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels, into figures/quick
 	$(BIN)/lk figures
+	$(BIN)/lk figures fig02 fig03 fig04 fig07 fig08 --profile text
 	$(BIN)/lk figures fig02 fig03 fig07 --profile quick
 
 reproduce: $(READY)        ## compute what data/results lacks (empty it, and every network is trained again): hours on a CPU; stop and go on as you like
@@ -22,7 +23,11 @@ lab: $(READY)              ## open the notebooks
 
 docs: $(READY)             ## the book as a web site, in _docs
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	PYTHONPATH=docs $(BIN)/sphinx-build -q -W --keep-going -c docs nbs _docs
+	rm -rf _book _docs && cp -r nbs _book && $(BIN)/python docs/pages.py _book
+	PYTHONPATH=docs $(BIN)/sphinx-build -q -W --keep-going -c docs -d _book/.out/read _book _book/.out/site
+	PYTHONPATH=docs $(BIN)/sphinx-build -q -W -b linkcheck -c docs -d _book/.out/read _book _book/.out/links
+	$(BIN)/python docs/pages.py --explorer _book/.out/site/explorer.html
+	mv _book/.out/site _docs
 	@echo "open _docs/index.html"
 
 bench: $(READY)            ## time ours beside its peers, in one run
@@ -42,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:                     ## remove what can be made again
-	rm -rf .venv data/cache figures/quick _docs _proc
+	rm -rf .venv data/cache figures/quick _docs _book _proc

@@ -15,7 +15,9 @@ nb_execution_mode = "off"
 nb_render_markdown_format = "myst"      # tables and links in outputs, as in text
 nb_custom_formats = {".ipynb": ["conf.read", {}, False]}
 myst_enable_extensions = ["dollarmath", "amsmath"]
-exclude_patterns = ["**/.ipynb_checkpoints"]
+exclude_patterns = ["**/.ipynb_checkpoints", ".out"]
+linkcheck_ignore = ["https?://"]        # links within the book; the web is not asked
+linkcheck_anchors = False
 
 CHAPTERS = sorted(p.stem for p in (Path(__file__).parent.parent/"nbs").glob("[0-9][0-9]_*.ipynb"))
 TOC = """```{{toctree}}
@@ -23,6 +25,11 @@ TOC = """```{{toctree}}
 :caption: {caption}
 {glob}
 {entries}
+```
+"""
+EXPLORER = """```{raw} html
+<iframe src="explorer.html" title="Interactions, layer by layer" class="explorer"></iframe>
+<p><a href="explorer.html">The same, on a page of its own</a></p>
 ```
 """
 
@@ -41,11 +48,14 @@ def read(text):
             ("Examples", ":glob:", "examples/*"),
             ("Figures", ":glob:", "figures/*"),
             ("Appendix", ":glob:", "appendix/*"),
+            ("Reference", "", "api\nchangelog"),
         ]
         nb.cells += [
             nbformat.v4.new_markdown_cell(TOC.format(caption=c, glob=g, entries=e))
             for c, g, e in tocs
         ]
+    if any(c.source.startswith("# Explore\n") for c in nb.cells):
+        nb.cells.insert(1, nbformat.v4.new_markdown_cell(EXPLORER))
     return nb
 
 

@@ -2,7 +2,7 @@
 
 `track` is the door: one call that explains a network. Everything is imported when it is first used.
 """
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import importlib
 import sys

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE', 'READ', 'get_data', 'baseline', 'get_network', 'device', 'made_on', 'package_version', 'check_made_from',
            'ingredients', 'get_probes', 'get_samples', 'explained_class', 'get_scores', 'provenance', 'made_by',
-           'get_interactions', 'table_hashes', 'split', 'check_certificate', 'belongs_together', 'run',
+           'get_interactions', 'get_knowledge', 'table_hashes', 'split', 'check_certificate', 'belongs_together', 'run',
            'interactions_sha256', 'get_noise', 'get_attributions', 'variants', 'noise_settings', 'everything', 'ship']
 
 # %% ../nbs/18_experiments.ipynb #4fbce7a7
@@ -36,6 +36,7 @@ from layerwise_knowledge.files import (
 from .interactions import orders, subset_sum
 from layerwise_knowledge.knowledge import (
     CERTIFICATE,
+    Knowledge,
     extract,
     integrated_gradients,
     noise_moments,
@@ -391,6 +392,25 @@ def get_interactions(
     out = found.assign(split(found, v)).assign_coords(v.coords)
     check_certificate(s, path, out)
     return out
+
+# %% ../nbs/18_experiments.ipynb #0a11edb9c
+def get_knowledge(
+    s: dict,      # settings
+    progress=True,
+):                # Knowledge; it has no network, so it cannot be asked further
+    "The tables of an experiment as `track` would have brought them back"
+    out, (_, x, _, players) = get_interactions(s, progress), get_samples(s)
+    told = dict(kind="logits", how={}, kappa=s["kappa"], seed=s["seed"], trained=True,
+                probability=False)
+    axes = ["sample"] + [f"axis{k}" for k in range(x.ndim - 1)]
+    owner = np.stack([p.owner.expand(x.shape[1:]).numpy() for p in players]).astype("int32")
+    names = [json.dumps(p.names) for p in players]
+    accuracy = {l: dict(test=float(out.accuracy.sel(layer=l))) for l in out.layer.values}
+    data = out.drop_vars("players").assign_coords(
+        sample=np.arange(len(x)), index=("sample", out.sample.values), players=("sample", names))
+    data = data.assign(x=(axes, x.numpy()), owner=(axes, owner))
+    return Knowledge(data.assign_attrs(told=json.dumps(told)), Probes({}, accuracy))
+
 
 # %% ../nbs/18_experiments.ipynb #add494ec
 _DIMS = ("sample", "layer", "kind", "subset")

@@ -283,6 +283,13 @@ def _image(k, s):
     low, high = x.min(), x.max()
     return (x if low >= 0 and high <= 1 else (x - low) / (high - low)), owner
 
+# %% ../nbs/09_knowledge.ipynb #11trk049b
+@patch
+def explore(self: Knowledge):   # ipywidgets
+    "Choose sample, layer, kind and τ by hand, and see the strongest sets and what they explain"
+    from layerwise_knowledge import explore
+    return explore.panel(self)
+
 # %% ../nbs/09_knowledge.ipynb #11trk051
 @patch
 def flow(

@@ -50,8 +50,8 @@ def theme():
     mpl.rcParams.update(RC)
 
 PRINTED = dict(mlp7="MLP-7", vgg11="VGG-11", resnet20="ResNet-20", resnet32="ResNet-32",
-               mnist="MNIST", cifar10="CIFAR-10", census="Census", commercial="Commercial",
-               bike="Bike sharing")
+               minilm="MiniLM", transformer4="Transformer-4", mnist="MNIST", cifar10="CIFAR-10",
+               census="Census", commercial="Commercial", bike="Bike sharing", sst2="SST-2")
 
 # %% ../nbs/19_plots.ipynb #769e7c74b
 def printed(text):

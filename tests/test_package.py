@@ -6,7 +6,7 @@ import pytest
 
 EXTRAS = ["nbdev", "fastcore", "papermill", "jupyterlab", "IPython", "ipywidgets", "captum",
           "shapiq", "dask", "mlxtend", "foolbox", "hypothesis", "pytest", "numba", "transformers",
-          "tokenizers"]
+          "tokenizers", "bokeh", "playwright"]
 USE = """
 import sys
 from importlib.machinery import PathFinder

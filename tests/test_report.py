@@ -1,6 +1,7 @@
 """The rules behind the verdicts: planted answers, independent references, properties, refusals."""
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -620,3 +621,12 @@ def test_seeds_beside_the_interval():
     means = [float(R.by_distance(t).sel(distance=1).mean()) for t in (a, b)]
     assert row[["seed=0", "seed=1"]].tolist() == pytest.approx(means)
     assert row.spread == pytest.approx(np.std(means, ddof=1))
+
+
+def test_the_readme_tells_the_verdicts_of_the_report(root):
+    from layerwise_knowledge import judging, report
+    results = report.judge(judging.load("paper", .05))
+    lines = re.findall(r"^- (replicates.*?|partly|does not|undecided): (.*)$",
+                       (root/"README.md").read_text(), re.M)
+    told = {key: verdict for verdict, keys in lines for key in re.findall(r"\bC\d+\b", keys)}
+    assert told == {key: r.shown for key, r in results.items()}
