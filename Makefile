@@ -7,7 +7,6 @@ READY  := .venv/.installed
 
 figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels, into figures/quick
 	$(BIN)/lk figures
-	$(BIN)/lk figures fig02 fig03 fig04 fig07 fig08 --profile text
 	$(BIN)/lk figures fig02 fig03 fig07 --profile quick
 
 reproduce: $(READY)        ## compute what data/results lacks (empty it, and every network is trained again): hours on a CPU; stop and go on as you like

@@ -111,7 +111,7 @@ def explorer(path):
     from layerwise_knowledge import explore
     chosen = {"ResNet-20 on MNIST": ("paper", "mnist", "resnet20"),
               "ResNet-20 on CIFAR-10": ("paper", "cifar10", "resnet20"),
-              "MiniLM on SST-2": ("text", "sst2", "minilm"),
+              "MiniLM on SST-2": ("paper", "sst2", "minilm"),
               "MLP-7 on census": ("paper", "census", "mlp7")}
     networks, lines = {}, {}
     for name, of in chosen.items():

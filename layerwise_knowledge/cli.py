@@ -84,9 +84,8 @@ def draw(
 def figure_folder(
     profile: str,  # of settings.ini
 ) -> str:          # seen from nbs/figures
-    "Where the figures of a profile go: only those of `paper` and `text` are kept in git"
-    kept = profile in ("paper", "text")
-    return "../../figures" if kept else f"../../figures/{profile}"
+    "Where the figures of a profile go: only those of `paper` are kept in git"
+    return "../../figures" if profile == "paper" else f"../../figures/{profile}"
 
 def pictures(
     name: str,          # "fig03"

@@ -9,7 +9,7 @@ from layerwise_knowledge.explore import explorer, from_strongest, strongest_sets
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FIRST = ("paper", "mnist", "resnet20")
-SENTENCES = ("text", "sst2", "minilm")
+SENTENCES = ("paper", "sst2", "minilm")
 
 
 @pytest.fixture(scope="module")

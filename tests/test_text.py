@@ -370,7 +370,7 @@ SMALL = dict(players=5, samples=3, epochs=1, batch_size=16, probe_tol=1e-2)
 
 @pytest.mark.filterwarnings("ignore:sst2 from")
 def test_four_blocks_from_scratch_and_from_their_file(small):
-    s = ex.settings("text", "sst2", "transformer4", **SMALL | dict(epochs=12))
+    s = ex.settings("paper", "sst2", "transformer4", **SMALL | dict(epochs=12))
     out = ex.get_interactions(s, progress=False)
     assert out.layer.values.tolist() == [*(f"hidden{k}" for k in range(5)), "output"]
     assert explained(out) and float(out.gap.max()) <= 1e-2
@@ -403,7 +403,7 @@ def test_networks_of_the_hub_from_a_folder(small, name):
 
 @pytest.mark.filterwarnings("ignore:sst2 from")
 def test_a_stopped_training_ends_in_the_same_numbers(small):
-    s = ex.settings("text", "sst2", "transformer4", **SMALL | dict(epochs=2))
+    s = ex.settings("paper", "sst2", "transformer4", **SMALL | dict(epochs=2))
     data, model = ex.get_data(s), [ex._untrained(s, ex.get_data(s)) for _ in range(2)]
     recipe = {k: s[k] for k in ex.RECIPE} | dict(progress=False)
     M.train(model[0], data.x_train, data.y_train, **recipe)
@@ -429,7 +429,7 @@ def test_a_pretrained_network_that_was_changed_is_named(small):
 
 
 def test_noise_is_refused(small):
-    s = ex.settings("text", "sst2", "transformer4", noise_samples=1)
+    s = ex.settings("paper", "sst2", "transformer4", noise_samples=1)
     with pytest.raises(ValueError, match="set noise_samples to 0"):
         ex._check_numbers(s)
 
