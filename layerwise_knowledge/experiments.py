@@ -523,14 +523,8 @@ def run(
     return get_interactions(settings(profile, dataset, network, **overrides), progress)
 
 # %% ../nbs/18_experiments.ipynb #a0ff3caa
-def _check_numbers(s):
-    if s["choice"] == "words":
-        raise ValueError("noise is added to numbers, and sentences are words: set noise_samples "
-                         f"to 0 for {s['dataset']} {s['network']}")
-
 def _new_noise(s, parts, progress):
     "Moments of all samples, one part per sample"
-    _check_numbers(s)
     clean = get_interactions(s, progress).interaction
     layers = [models.SECTION33[s["network"]], "output"]
     omega = metrics.salient(clean, metrics.threshold(clean, s["tau"])).reset_coords(drop=True)
@@ -538,9 +532,9 @@ def _new_noise(s, parts, progress):
     model, _, probes, data, made_from = ingredients(s, progress)
     made_from |= dict(interactions=interactions_sha256(clean))
     index, x, y, players = get_samples(s)
-    target, baseline = explained_class(s, model, x, y), mean_baseline(data.x_train)
+    target, b = explained_class(s, model, x, y), baseline(s, data)
     def one(k):
-        v = noisy_scores(model, x[k], target[k], players[k], layers, probes, baseline,
+        v = noisy_scores(model, x[k], target[k], players[k], layers, probes, b,
                          s["draws"], s["noise"], index[k])
         moments = noise_moments(v, omega.isel(sample=k, drop=True), *_rule(s))
         return moments.expand_dims(sample=[int(index[k])])

@@ -409,11 +409,14 @@ def noisy_scores(
     probes,          # layer -> classifier
     baseline,        # b, without noise
     draws=10,        # how often noise is added
-    noise=0.02,      # its standard deviation, in the units of x
+    noise=0.02,      # its standard deviation, in the units of x; of sentences, see text.with_noise
     seed=0,          # of the draws
 ) -> xr.DataArray:   # scores (sample = draw, layer, subset)
     "Score tables of x + ε, ε ~ N(0, noise²), one for each draw (Section 3.3)"
     generator = torch.Generator().manual_seed(int(seed))
+    if getattr(model, "how", {}).get("kind") == "text":
+        return _in_embeddings(model, x, y, players, layers, probes, baseline, draws, noise,
+                              generator)
     noisy = x + noise*torch.randn(draws, *x.shape, generator=generator)
     return scores.score_table(model, noisy, y.expand(len(noisy)), players, layers, probes, baseline,
                               progress=False)
@@ -429,12 +432,25 @@ def noise_moments(
     moments = xr.Dataset(dict(mean=i.mean("draw"), std=i.std("draw"))).where(omega)
     return moments.astype("float32").assign(gap=(("layer", "draw"), r.gap.values.T))
 
+# %% ../nbs/09_knowledge.ipynb #11trk062b
+def _in_embeddings(model, x, y, players, layers, probes, baseline, draws, noise, generator):
+    "The same of a sentence, whose noise is added to the embeddings of its words"
+    from layerwise_knowledge.text import with_noise
+    tables = []
+    for _ in range(draws):
+        with with_noise(model, x, players, noise, generator):
+            tables.append(scores.score_table(model, x[None], y.reshape(1), players, layers,
+                                             probes, baseline, progress=False))
+    return xr.concat(tables, "sample", coords="minimal", compat="override").assign_coords(
+        sample=np.arange(draws))
+
 # %% ../nbs/09_knowledge.ipynb #11trk063
 @patch
 def stability(
     self: Knowledge,
     draws=10,        # how often noise is added to each input
-    noise=0.02,      # its standard deviation, in the units of the inputs
+    noise=0.02,      # its standard deviation, in the units of the inputs (of sentences: in that
+                     # of the embeddings)
 ) -> xr.DataArray:   # (layer, kind, order), with the coordinates `left_out` and `frozen`
     """E_x E_S |mean_ε I| / std_ε I of the salient interactions, by order (Section 3.3)
 
@@ -456,10 +472,11 @@ def _check_noise(k, draws, noise):
     if k.model is None:
         raise ValueError("noise is added before the network, and there is none: open the file with "
                          "it, lk.open(path, model)")
-    if getattr(k.model, "how", dict(kind="tensor"))["kind"] in ("dict", "frame", "text") or \
-            not np.issubdtype(k.data.x.dtype, np.floating):
+    kind = getattr(k.model, "how", dict(kind="tensor"))["kind"]
+    floats = np.issubdtype(k.data.x.dtype, np.floating)
+    if kind != "text" and (kind in ("dict", "frame") or not floats):
         raise ValueError("noise is added to numbers: stability takes inputs that came as one "
-                         "tensor of floats")
+                         "tensor of floats, and sentences")
     if not isinstance(draws, int) or draws < 2 or not noise > 0:
         raise ValueError("draws must be a whole number from 2 on and noise positive, "
                          f"got {draws!r} and {noise!r}")

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 import layerwise_knowledge as lk
 from layerwise_knowledge import text
 from layerwise_knowledge.interactions import reconstruct
+from layerwise_knowledge.knowledge import noisy_scores
 from layerwise_knowledge.players import masked
 from layerwise_knowledge.scores import features, log_odds
 
@@ -209,8 +210,8 @@ def test_kept_and_opened_again(tmp_path):
     k.plot(sample=0)
     with pytest.raises(ValueError, match="another network"):
         lk.open(tmp_path / "k.nc", network(seed=1)[0])
-    with pytest.raises(ValueError, match="one tensor of floats"):
-        again.stability()
+    still = again.stability(draws=3)
+    assert set(still.dims) == {"layer", "kind", "order"} and float(still.max()) > 0
 
 
 def test_labels_that_are_words():
@@ -428,10 +429,31 @@ def test_a_pretrained_network_that_was_changed_is_named(small):
         M.text_tokenizer("nobody/nothing")
 
 
-def test_noise_is_refused(small):
-    s = ex.settings("paper", "sst2", "transformer4", noise_samples=1)
-    with pytest.raises(ValueError, match="set noise_samples to 0"):
-        ex._check_numbers(s)
+@pytest.mark.filterwarnings("ignore:sst2 from")
+def test_noise_of_an_experiment(small):
+    s = ex.settings("paper", "sst2", "transformer4",
+                    **SMALL | dict(noise_samples=2, draws=3, noise=.2))
+    noisy = ex.get_noise(s, progress=False)
+    assert noisy.sizes["draw"] == 3 and noisy.layer.values.tolist() == ["hidden2", "output"]
+    assert float(noisy["std"].max()) > 0
+
+
+@each_network
+def test_noise_moves_words_and_leaves_what_hides_them(name):
+    "No word shown, no noise; none at all with noise 0; and the pieces of an XLNet come first"
+    model, tokenizer = network(name)
+    (x, *_), how, games = lk.words(tokenizer).packed(SENTENCES[:1])
+    net = text.TextNetwork(model.eval(), how, x[:0])
+    b = text.hidden_by(lk.words(tokenizer), "mean", how)
+    def drawn(noise):
+        return noisy_scores(net, x[0], torch.tensor(1), games[0], ["output"], {}, b, 3, noise)
+    still, moved = drawn(0.).values, drawn(50.).values
+    assert (still == still[:1]).all() and moved.shape == still.shape
+    np.testing.assert_allclose(moved[..., 0], still[..., 0], atol=1e-5)
+    assert moved[..., -1].std() > 1e-6
+    n = games[0].n
+    alone = moved[:, 0, [1 << p for p in range(n)]].std(0)
+    assert (alone > 0).all()                                          # each word has its own
 
 
 @each_network
