@@ -298,8 +298,12 @@ def _ask_which(c, f):
         c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
                        "scheduler extract, as in tcp://host:8786")
     usual = "paper" if f in (figures, report) else "quick"
-    c.add_argument("--profile", default=usual, help="how much to do, a profile of settings.ini: "
-                   f"{', '.join(ex.profiles())} (default: {usual})")
+    try:
+        known = ": " + ", ".join(ex.profiles())
+    except FileNotFoundError:                      # help can be had anywhere
+        known = ""
+    c.add_argument("--profile", default=usual, help="how much to do, a profile of settings.ini"
+                   f"{known} (default: {usual})")
     c.add_argument("--quiet", action="store_true", help="no progress bars")
 
 # %% ../nbs/20_cli.ipynb #b6e04eaeb

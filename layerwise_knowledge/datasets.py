@@ -156,7 +156,7 @@ def _missing(name, file, embedded, why, online="downloads it"):
     folder = os.environ.get("LAYERWISE_DATA")
     tried = "LAYERWISE_DATA is not set"
     if folder:
-        tried = f"LAYERWISE_DATA is {folder}, where there is no {file}"
+        tried = f"LAYERWISE_DATA is {folder}, which does not hold {file}"
     return MissingData(
         f"{name} is not on this machine ({tried}; {why}). Three ways to get it:\n"
         f"  1. set LAYERWISE_DATA to a folder that holds {file};\n"

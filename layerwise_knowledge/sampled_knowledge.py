@@ -340,7 +340,8 @@ def _rows(k, s, plots, each=3):
         fig, ax = plt.subplots(figsize=(plots.PAGE, 1.1 + .22*len(sets)), layout="constrained")
         _cells(ax, table)
         ax.set_yticks(range(len(sets)), [_named(kind, S, names) for kind, S in sets])
-        ax.set_xticks(range(len(layers)), [f"{l}\n{_told_under(k, s, l)}" for l in layers],
+        told = [_told_under(k, s, l).replace(", ", "\n") for l in layers]
+        ax.set_xticks(range(len(layers)), [f"{l}\n{t}" for l, t in zip(layers, told)],
                       fontsize=6.5)
         fig.supxlabel("log-odds; a column is one layer, its colours on its own scale",
                       fontsize=6.5, color="0.35")

@@ -167,6 +167,8 @@ def test_missing_data_names_the_ways_to_get_it(lk, tmp_path):
 def test_outside_a_clone(lk, tmp_path):
     out = lk("report", cwd=tmp_path, LAYERWISE_HOME=str(tmp_path))
     assert out.returncode == 2 and "no settings.ini" in out.stderr
+    out = lk("report", "--help", cwd=tmp_path, LAYERWISE_HOME=str(tmp_path))
+    assert out.returncode == 0 and "a profile of settings.ini (default" in out.stdout
 
 
 def _long(k):
