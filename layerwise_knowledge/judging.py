@@ -326,8 +326,10 @@ def ready(s):
     return ex.step_file(s, "interactions", ".nc").exists()
 
 def named(variant):
-    "{'kappa': 0.03, 'samples': 30} -> 'kappa=0.03': how many samples is said elsewhere"
-    return ", ".join(f"{k}={z}" for k, z in variant.items() if k != "samples")
+    """{'kappa': 0.03, 'samples': 30} -> 'kappa=0.03': how many samples is said elsewhere, and draws
+    of the training set are always read by probes that are solved"""
+    said = {"samples", "probe"} if "bootstrap" in variant else {"samples"}
+    return ", ".join(f"{k}={z}" for k, z in variant.items() if k not in said)
 
 def read_table(s, **more):
     "The table of one experiment, from its files"
