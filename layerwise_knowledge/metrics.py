@@ -160,12 +160,10 @@ def threshold(
     "The strength above which an interaction is salient (App. M.4)"
     number = isinstance(fraction, numbers.Real) and not isinstance(fraction, bool)
     if not number or not 0 <= fraction <= 1:
-        raise ValueError("fraction is a part of the strongest interaction, between 0 and 1; "
-                         f"got {fraction!r}")
+        raise ValueError(f"fraction is a part of the strongest, between 0 and 1; got {fraction!r}")
     i = merge_first_order(i)
-    strength = abs(i).where(i.order > 0, 0)
     over = ("kind", "subset") if per_sample else ("kind", "subset", "sample")
-    return fraction * strength.max([d for d in i.dims if d in over])
+    return fraction * abs(i.where(i.order > 0, 0)).max([d for d in i.dims if d in over])
 
 # %% ../nbs/08_metrics.ipynb #13b05004
 def _tau(tau, i):

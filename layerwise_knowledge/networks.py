@@ -121,13 +121,14 @@ class Network(nn.Module):
         pair = ((-z).log1p(), z.log()) if self.probability else (torch.zeros_like(z), z)
         return torch.stack(pair, -1)
 
-# %% ../nbs/04_networks.ipynb #03net007
+# %% ../nbs/04_networks.ipynb #03net007m
 def _halved(run, x):
     "The floats of a dict in the type of the weights"
     if not isinstance(x, dict) or not isinstance(run, nn.Module):
         return x
     return {k: _to_model(run, z) for k, z in x.items()}
 
+# %% ../nbs/04_networks.ipynb #03net007
 def _one_tensor(z):
     "What a model returned, as one tensor"
     if isinstance(z, list) and not any(map(torch.is_tensor, z)) or hasattr(z, "__array__"):

@@ -557,7 +557,7 @@ class _Kept:
         compare(self.path(name), told.pop("made_from"), here)
         return weights, told
 
-# %% ../nbs/05_probes.ipynb #04prb032
+# %% ../nbs/05_probes.ipynb #04prb032m
 def _pooled(
     f,      # features (N, C, H, W), or others, which stay as they are
     size,   # how many features to keep, or None for all
@@ -569,6 +569,7 @@ def _pooled(
     width = 2**(int(np.log2(cells)) // 2)
     return F.adaptive_avg_pool2d(f, (min(cells // width, f.shape[2]), min(width, f.shape[3])))
 
+# %% ../nbs/05_probes.ipynb #04prb032
 def _unpooled(weight, one, size):
     "Weights for all features of `one` that say what `weight` says of their averages"
     maps = one.new_zeros(len(weight), *one.shape, dtype=weight.dtype)

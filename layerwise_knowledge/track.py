@@ -120,7 +120,7 @@ def _joined(calls):
             blocks[-1] = name, f
     return blocks
 
-# %% ../nbs/10_track.ipynb #11trk014
+# %% ../nbs/10_track.ipynb #11trk014m
 def _pair(data, what):
     "(x, y) or None"
     if data is None:
@@ -129,6 +129,7 @@ def _pair(data, what):
         raise TypeError(f"{what} must be a pair, {what}=(x_{what}, y_{what}), got {_kind(data)}")
     return tuple(data)
 
+# %% ../nbs/10_track.ipynb #11trk014
 def _are_labels(y):
     "Are these classes (True), values (False), or is there nothing to tell (None)?"
     if y is None:
@@ -310,7 +311,7 @@ def _probes(network, names, kind, train, test, cache, mark, progress):
     return kept(Path(cache)/f"probes-{name}.safetensors", make, lambda probes, p: probes.save(p),
                 Probes.load)
 
-# %% ../nbs/10_track.ipynb #11trk019c
+# %% ../nbs/10_track.ipynb #11trk019cm
 def _check_classes(network, x, y):
     "Say so if probes cannot learn a class of which train has none: a part of a sorted set, say"
     with torch.no_grad(), scores._frozen(network):
@@ -320,6 +321,7 @@ def _check_classes(network, x, y):
                       "probes cannot know the others; is it a part of a set sorted by class?",
                       stacklevel=5)
 
+# %% ../nbs/10_track.ipynb #11trk019c
 _TOL = 1e-3     # how far a probe may be from the optimum, certified, relative
 
 _POOL = 4096    # features of a layer that a probe reads at most; maps are averaged to so many

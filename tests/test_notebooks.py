@@ -82,3 +82,11 @@ def test_cells_are_short(path):
 def test_figure_declares_its_parameters(path):
     cells = json.loads(path.read_text())["cells"]
     assert sum("parameters" in c["metadata"].get("tags", []) for c in cells) == 1
+
+
+@pytest.mark.parametrize("path", [p for p in CHAPTERS if p.parent == NBS], ids=name)
+def test_most_cells_are_shorter(path):
+    "The median cell of a chapter has at most 8 lines"
+    sizes = [lines_of("".join(c["source"])) if c["cell_type"] == "code" else len(c["source"])
+             for c in json.loads(path.read_text())["cells"]]
+    assert sum(size <= 8 for size in sizes) >= len(sizes)/2
