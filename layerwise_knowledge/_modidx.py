@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'layerwise_knowledge/choices.py')},
             'layerwise_knowledge.cli': { 'layerwise_knowledge.cli._ask_which': ('cli.html#_ask_which', 'layerwise_knowledge/cli.py'),
                                          'layerwise_knowledge.cli._chosen': ('cli.html#_chosen', 'layerwise_knowledge/cli.py'),
+                                         'layerwise_knowledge.cli._drawn': ('cli.html#_drawn', 'layerwise_knowledge/cli.py'),
                                          'layerwise_knowledge.cli._names': ('cli.html#_names', 'layerwise_knowledge/cli.py'),
                                          'layerwise_knowledge.cli._pair': ('cli.html#_pair', 'layerwise_knowledge/cli.py'),
                                          'layerwise_knowledge.cli._short': ('cli.html#_short', 'layerwise_knowledge/cli.py'),

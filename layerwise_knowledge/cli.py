@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import xarray as xr
-from joblib import parallel_config
+from joblib import Parallel, delayed, parallel_config
 
 from . import datasets, metrics
 from . import experiments as ex
@@ -224,6 +224,15 @@ def reproduce(args):
             ex.everything(s, not args.quiet)
             print(f"{d}/{n}: {', '.join(p.name for p in ex.ship(s))}", flush=True)
 
+# %% ../nbs/20_cli.ipynb #eab06d49a
+def _drawn(name, path, parameters):
+    "Run the notebook of a figure; a line that says where its new pictures are"
+    folder = path.parent/str(parameters["folder"])
+    before = pictures(name, folder)
+    draw(path, f"{name}_{parameters['profile']}", **parameters)
+    after = pictures(name, folder)
+    return where(name, [p for p in after if after[p] != before.get(p)])
+
 # %% ../nbs/20_cli.ipynb #eab06d49
 def figures(args):
     "run the experiments and draw the figures"
@@ -237,12 +246,11 @@ def figures(args):
         if not ex.belongs_together(s, ex.get_interactions(s, not args.quiet)):
             raise ValueError(f"{ex.step_file(s, 'interactions', '.nc')} is not what its scores "
                              "give; delete it and run again")
-    folder = str(parameters.setdefault("folder", figure_folder(args.profile)))
-    for name, (path, own) in notebooks.items():
-        before = pictures(name, path.parent/folder)
-        draw(path, f"{name}_{args.profile}", **parameters | own)
-        after = pictures(name, path.parent/folder)
-        print(where(name, [p for p in after if after[p] != before.get(p)]), flush=True)
+    parameters.setdefault("folder", figure_folder(args.profile))
+    side_by_side = Parallel(min(os.cpu_count(), len(notebooks)), return_as="generator")
+    for line in side_by_side(delayed(_drawn)(name, path, parameters | own)
+                             for name, (path, own) in notebooks.items()):
+        print(line, flush=True)
     print(f"Each also as .svg; notebooks as they ran: {_short(ex.cache_folder()/'executed')}")
 
 # %% ../nbs/20_cli.ipynb #eab06d49b
