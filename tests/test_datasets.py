@@ -204,7 +204,7 @@ def test_missing_data_names_three_ways(monkeypatch, name):
 
 def test_a_folder_without_the_file_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
-    with pytest.raises(D.MissingData, match="where there is no mnist.npz"):
+    with pytest.raises(D.MissingData, match="which does not hold mnist.npz"):
         D.load("mnist")
 
 def test_an_unknown_name_lists_the_known():
