@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.linalg import lstsq
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from .interactions import and_interactions, n_players, orders
@@ -175,23 +174,35 @@ def douglas_rachford(
     return torch.stack([x, y], 1), d, u/t
 
 # %% ../nbs/appendix/solver.ipynb #5cd536f1
-def _gram(D, both, none):
-    "A diag(D) Aᵀ on chosen rows, each entry looked up: both = T∩T', none = N without T∪T'"
+def _meet(rows, N, strip=128):
+    "(from, to, T∩T', N without T∪T') for all T' <= T of rows, a strip at a time"
+    out = []
+    for start in range(0, len(rows), strip):
+        stop = min(start + strip, len(rows))
+        T, earlier = rows[start:stop, None], rows[:stop]
+        out.append((start, stop, T & earlier, (N - 1) ^ (T | earlier)))
+    return out
+
+def _gram(D, meet):
+    "The lower triangle of A diag(D) Aᵀ on chosen rows, looked up; above it: anything"
     sums = zeta(D)
-    G = sums[0].take(both)
-    G += sums[1].take(none)
+    G = np.empty((meet[-1][1],)*2)
+    for start, stop, both, none in meet:
+        part = sums[0].take(both)
+        part += sums[1].take(none)
+        G[start:stop, :stop] = part
     return G
+
 
 # %% ../nbs/appendix/solver.ipynb #4e20134d
 Rule = namedtuple("Rule", "cost ridge")            # cost (2**n,), at least 1; ρ
-_Program = namedtuple("_Program", "v k rows cost ridge both none")
+_Program = namedtuple("_Program", "v k rows cost ridge meet")
 _Point = namedtuple("_Point", "plus minus u priced up down delta c")
 _View = namedtuple("_View", "z room mirror above below left miss slack mu gap error off")
 
 def _program(v, k, rows, rule):
     "The table, its rule, and which subsets two rows have in common"
-    either = rows[:, None] | rows
-    return _Program(v, k, rows, *rule, rows[:, None] & rows, (len(v) - 1) ^ either)
+    return _Program(v, k, rows, *rule, _meet(rows, len(v)))
 
 def _start(v, k, rows):
     "Far inside"
@@ -230,7 +241,7 @@ class _Matrix:
     "A diag(D) Aᵀ + diag(E) on the rows of a program, factorised; `bad` if that broke down"
     def __init__(self, P, D, E, careful):
         self.P, self.D, self.E, self.careful = P, D, E, careful
-        G = _gram(D, P.both, P.none)
+        G = _gram(D, P.meet)
         diagonal = G.reshape(-1)[::len(P.rows) + 1]
         diagonal += E + 1e-13*careful*diagonal
         self.L, self.bad = dpotrf(G.T, lower=0, clean=0, overwrite_a=1)
@@ -276,6 +287,7 @@ def _ends(at, now, dup, ddown, dd):
     "Where each row would leave its box, as inverse step lengths"
     return (-dup/at.up).max(), (-ddown/at.down).max(), (dd/now.above).max(), (-dd/now.below).max()
 
+# %% ../nbs/appendix/solver.ipynb #c8f2d59a
 def _target(at, now, newton):
     "Where the products should go: straight ahead, to see how far one gets, then the bend"
     dz, ds, du, dd, _, _ = newton.solve(-now.z, -at.u, now.miss)
@@ -331,7 +343,7 @@ def _interior_point(P, at, tol, most=60, keep=.05):
 
 # %% ../nbs/appendix/solver.ipynb #4f3065b8
 _FLOOR = 1e-9   # a smaller κ, relative to the range, is solved as this one; what is left is mended
-_MOST = 2**13   # rows: matrix and look-up tables take 1.6 GB, a factorisation seconds
+_MOST = 2**13   # rows: matrix and look-up tables take 1.1 GB, a factorisation seconds
 
 def _grow(at, rows, more, k):
     "The same point on more rows: δ = 0 and equal multipliers there, so that u does not change"
@@ -388,28 +400,34 @@ def _optimum(v, k, inside, rule, watch=None, loose=.1, tight=1e-9, most=40):
     return P, new, now
 
 # %% ../nbs/appendix/solver.ipynb #933c74a1
-def _columns(kind, S, T, N):
-    "Rows T of the columns of A that belong to AND (kind 0) and OR (kind 1) of S, and of c"
-    inside, outside = (S & (T[:, None] ^ (N - 1))) == 0, (S & T[:, None]) == 0
-    return np.c_[np.where(kind == 0, inside, -1.*outside), np.ones(len(T))]
+def _nearest(on, T, miss):
+    "The smallest change of the interactions `on`, and of c, that explains miss on rows T; or None"
+    G = _gram(on, _meet(T, on.shape[1]))
+    diagonal = G.reshape(-1)[::len(T) + 1]
+    diagonal *= 1 + 1e-12
+    L, bad = dpotrf(G.T, lower=0, clean=0, overwrite_a=1)
+    if bad:
+        return None
+    s = dpotrs(L, miss, lower=0)[0]
+    return on*price(_on_all(s, T, on.shape[1])), s.sum()
 
+# %% ../nbs/appendix/solver.ipynb #933c74a2
 def _settle(P, at, now, k, most=5):
     "z on the support that the interior point found, exactly; elsewhere 0"
-    N, z, c = len(P.v), np.zeros_like(now.z), at.c
-    kind, S = np.nonzero((at.plus > now.room) | (at.minus > now.mirror))
-    z[kind, S] = now.z[kind, S]
-    side = _on_all(1.*(at.up > now.above) - (at.down > now.below), P.rows, N)
+    on = 1.*((at.plus > now.room) | (at.minus > now.mirror))
+    on[:, 0] = 1, 0                                              # the AND of the empty set is c
+    z, c = on*now.z, at.c
+    side = _on_all(1.*(at.up > now.above) - (at.down > now.below), P.rows, len(P.v))
     for _ in range(most):
         left = P.v - c - explain(z)
         over = (np.abs(left) > k + 1e-13) & (side == 0)
         side[over] = np.sign(left[over])                                # these bind too
         T = np.flatnonzero(side)
-        if len(T) == 0 or np.abs(left - k*side)[T].max() < 1e-14:
+        miss = (left - k*side)[T]
+        change = _nearest(on, T, miss) if np.abs(miss).max(initial=0) > 1e-14 else None
+        if change is None:
             break
-        A, miss = _columns(kind, S, T, N), (left - k*side)[T]
-        change = lstsq(A, miss, lapack_driver="gelsy", cond=1e-10)[0]
-        z[kind, S] += change[:-1]
-        c += change[-1]
+        z, c = z + change[0], c + change[1]
     return z
 
 # %% ../nbs/appendix/solver.ipynb #3e05e2e6

@@ -136,6 +136,15 @@ def _solve_side_by_side(places, v, k, guess, rule, threads):
     return Parallel(processes, return_as="generator")(jobs)
 
 # %% ../nbs/07_sparsify.ipynb #4c7c9451
+def _guess(v, k, device, steps=100):
+    "(B, 2**n) bool, where the noise is likely to be on its bound; if it is on many, a longer look"
+    _, noise, _ = douglas_rachford(*(torch.from_numpy(x).to(device) for x in (v, k)), steps)
+    guess = noise.abs().cpu().numpy() >= .99*k[:, None]
+    many = guess.sum(1) > guess.shape[1]//8
+    if many.any() and steps == 100:
+        guess[many] = _guess(v[many], k[many], device, 4*steps)
+    return guess
+
 def _solve_all(v, k, shape, rule, device, progress):
     "z (B, 2, 2**n) and bounds of Σ|I| and of Σ cost·|I|, for tables of range 1 (or 0)"
     z, low = np.zeros((len(v), 2, v.shape[1])), np.zeros((2, len(v)))
@@ -145,8 +154,7 @@ def _solve_all(v, k, shape, rule, device, progress):
     bar = tqdm(total=len(hard), disable=not progress, desc="sparsify")
     with bar, _one_thread() as threads:
         for ids in filter(len, batches):
-            _, noise, _ = douglas_rachford(*(torch.from_numpy(x[ids]).to(device) for x in (v, k)))
-            guess = noise.abs().cpu().numpy() >= .99*k[ids, None]
+            guess = _guess(v[ids], k[ids], device)
             named = [places[i] for i in ids]
             solved = _solve_side_by_side(named, v[ids], k[ids], guess, rule, threads)
             for i, answer in zip(ids, solved):
