@@ -30,6 +30,7 @@ def _within(p, x, out):
     for t in range(p.size):
         out[t] = p[t] & x[t]
 
+# %% ../nbs/appendix/pricing.ipynb #d7cd7950
 @njit(nogil=True, cache=True)
 def _inside(X, keep, a):
     "The columns `keep` over the masks that contain a, and which masks these are"
@@ -66,8 +67,7 @@ def _note(S, b, g, state, sets, strength):
 def _expand(S, names, X, p, q, limit, state, sets, strength):
     "All supersets of S that can count; X: the columns of `names` over the masks that contain S"
     k, C = S.size, names.size
-    pa, qa, with_a = np.empty_like(p), np.empty_like(q), np.empty(k + 1, np.int64)
-    with_a[:k] = S
+    pa, qa, with_a = np.empty_like(p), np.empty_like(q), np.append(S, 0)
     keep, bounds = np.empty(C, np.int64), np.empty(C, np.int64)
     for a in range(C - 1):
         if state[0] <= 0:                                  # the node limit

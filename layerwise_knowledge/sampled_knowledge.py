@@ -42,19 +42,19 @@ def sparse_table(
                   players=("term", players), order=("term", [len(S) for S in players]))
     return xr.DataArray(out, coords, ("sample", "layer", "term"), name="interaction")
 
-def _by_kind(x):
-    "Sums over the terms of each kind and order"
-    orders = np.arange(1, int(x.order.max()) + 1)
-    def total(kind, m): return x.isel(term=((x.kind == kind) & (x.order == m)).values).sum("term")
-    kinds = [xr.concat([total(kind, m) for m in orders], "order") for kind in ("and", "or")]
-    return xr.concat(kinds, "kind").assign_coords(kind=["and", "or"], order=orders)
-
 # %% ../nbs/12_sampled_knowledge.ipynb #18e5002eb
 def _scaled(frame, fraction):
     "Interactions divided by E|v(x_N) - v(x_∅)| of their layer, and which are salient"
     i = sparse_table(frame)
     i = i/abs(i.sum("term")).mean("sample")
     return i, abs(i) > fraction*abs(i).max(["sample", "term"])
+
+def _by_kind(x):
+    "Sums over the terms of each kind and order"
+    orders = np.arange(1, int(x.order.max()) + 1)
+    def total(kind, m): return x.isel(term=((x.kind == kind) & (x.order == m)).values).sum("term")
+    kinds = [xr.concat([total(kind, m) for m in orders], "order") for kind in ("and", "or")]
+    return xr.concat(kinds, "kind").assign_coords(kind=["and", "or"], order=orders)
 
 # %% ../nbs/12_sampled_knowledge.ipynb #be1af6a5
 def sparse_metrics(
@@ -145,11 +145,6 @@ class SampledKnowledge(Knowledge):
     def metrics(self):        # (layer, kind, order): Eqs. 6-8, Section 3.2, means over samples
         return self._per_sample().mean("sample")
 
-    def _per_sample(self, reference=None):
-        _check_span(self.sets)
-        m = sparse_metrics(self.sets, reference=reference)
-        return m.assign_attrs(players=self.players[0].n, reference=reference or "output")
-
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny011
 def _frame(data):
     "The sets as rows; a table without any has a player that does nothing"
@@ -164,12 +159,19 @@ def _frame(data):
     at = found[["sample", "layer"]].apply(tuple, axis=1).map(rank)
     return found.iloc[np.argsort(at, kind="stable")].reset_index(drop=True)
 
+# %% ../nbs/12_sampled_knowledge.ipynb #02642775
 def _check_span(sets):
     "Layers are put on one scale by what their sets add up to"
     total = sets.groupby(["layer", "sample"]).value.sum().abs().groupby("layer").mean()
     if not (total > 0).all():
         raise ValueError(f"cannot normalise {list(total.index[total == 0])}: the sets add up to 0 "
                          "in every sample; leave that layer out")
+
+@patch
+def _per_sample(self: SampledKnowledge, reference=None):
+    _check_span(self.sets)
+    m = sparse_metrics(self.sets, reference=reference)
+    return m.assign_attrs(players=self.players[0].n, reference=reference or "output")
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny012
 @patch

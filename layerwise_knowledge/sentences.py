@@ -11,18 +11,15 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from layerwise_knowledge.datasets import (
+from .datasets import CLASSES, Dataset, _labels, content_sha256
+from .files import write
+from layerwise_knowledge.sources import (
     _EXTRA,
-    CLASSES,
-    Dataset,
     _download,
     _from_folder,
-    _labels,
     _missing,
-    content_sha256,
     download_folder,
 )
-from .files import write
 
 # %% ../nbs/15_sentences.ipynb #06sst001
 SST2 = {"train": 67_349, "dev": 872, "test": 1_821}          # rows
@@ -89,6 +86,7 @@ def _sst2_file(part):
     def body(trees): return _as_tsv(*read_trees(trees.decode("utf-8").splitlines()))
     return _fetched(TREEBANK_URL, "trees/test.txt", body, path)
 
+# %% ../nbs/15_sentences.ipynb #269cd3b8
 def load_sst2():                # a Dataset, x a tuple of sentences
     "SST-2: GLUE's train.tsv and dev.tsv, the treebank's test"
     try:

@@ -114,6 +114,8 @@ def words(
     return Words(tokenizer, None if n is None else _whole(n, "n", 2), read)
 
 # %% ../nbs/13_text.ipynb #13txt016
+_PARTS = ("x", "train", "test", "dev")
+
 def _which_count(rule, ids, word):
     "Which pieces count when a layer is read: (N, L), 1 or 0"
     return (word >= 0 if rule.read == "mean" else ids == rule.tokenizer.cls_token_id).long()
@@ -129,6 +131,7 @@ def _how_many(rule, sentence):
                          f"leave it out, or give words(tokenizer, n={count})")
     return count if rule.n is None else rule.n
 
+# %% ../nbs/13_text.ipynb #13txt016b
 def _players(rule, sentence, word, at, width):
     "Players of one sentence; its pieces lie from `at` on in a row of `width` numbers"
     n, names = _how_many(rule, sentence), sentence.split()
@@ -139,9 +142,6 @@ def _players(rule, sentence, word, at, width):
     owner[at:at + len(word)] = word.where(word < n, -1)
     return Players(owner, names[:n])
 
-_PARTS = ("x", "train", "test", "dev")
-
-# %% ../nbs/13_text.ipynb #13txt016b
 def _of_one_size(games):
     "The same, if all have as many players"
     counts = sorted({game.n for game in games})
@@ -171,6 +171,8 @@ def hidden_by(
                       for k, _, shape in how["entries"]])
 
 # %% ../nbs/13_text.ipynb #13txt023a
+_ASKED = ("output_hidden_states", "return_dict")
+
 class _OfWords(Network):
     "What layers, probes and training want to know of packed sentences"
     def reading(self, name, f):
@@ -225,9 +227,6 @@ class TextNetwork(_OfWords):
 
     def _wanted(self, name):
         return name in self.takes or name in _ASKED and bool(self.taps)
-
-# %% ../nbs/13_text.ipynb #13txt023b
-_ASKED = ("output_hidden_states", "return_dict")
 
 # %% ../nbs/13_text.ipynb #13txt025
 def _averaged(name, f, weight, pieces_first):
@@ -323,11 +322,10 @@ def _pieces_first(ids, own, fixed):
 # %% ../nbs/13_text.ipynb #13txt029
 def _positions(model):
     "How many pieces a network can take; None where that has no end"
-    found = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding)
-             and name.rpartition(".")[2] in ("position_embeddings", "wpe")]
-    if found:                                       # RoBERTa's begin after that of the padding
-        first = 0 if found[0].padding_idx is None else found[0].padding_idx + 1
-        return found[0].num_embeddings - first
+    table = next((m for name, m in model.named_modules() if isinstance(m, nn.Embedding)
+                  and name.rpartition(".")[2] in ("position_embeddings", "wpe")), None)
+    if table is not None:                           # RoBERTa's begin after that of the padding
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return most if most and most > 0 else None
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from layerwise_knowledge import datasets as D
+from layerwise_knowledge import sources
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not what this project was tested with")
@@ -32,7 +34,7 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network in the tests")
-    monkeypatch.setattr(D.urllib.request, "urlopen", offline)
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
     import torchvision.datasets
     monkeypatch.setattr(torchvision.datasets, "MNIST", offline)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", offline)
@@ -225,11 +227,11 @@ def test_loading_imports_neither_mlxtend_nor_foolbox_nor_shapiq():
 def test_an_interrupted_download_leaves_nothing_whole(monkeypatch, tmp_path):
     class Broken(io.BytesIO):
         headers = {"Content-Length": "10"}
-    monkeypatch.setattr(D.urllib.request, "urlopen", lambda *a, **k: Broken(b"12345"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: Broken(b"12345"))
     with pytest.raises(OSError, match="broke off after 5 of 10"):
         D._download("http://x", tmp_path/"file.zip")
     assert not (tmp_path/"file.zip").exists()
-    monkeypatch.setattr(D.urllib.request, "urlopen", lambda *a, **k: Broken(b"1234567890"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: Broken(b"1234567890"))
     assert D._download("http://x", tmp_path/"file.zip").read_bytes() == b"1234567890"
 
 
@@ -365,7 +367,7 @@ def test_five_unaltered_files_in_a_folder_load_in_silence(monkeypatch, tmp_path)
         word = ["git", "hash-object", "--no-filters", path]
         return subprocess.run(word, capture_output=True, text=True).stdout.strip()
     here = {f: blob(tmp_path/"commercial"/f) for f in D.COMMERCIAL_FILES}
-    monkeypatch.setattr(D, "COMMERCIAL_FILES", here)                      # git's own word for these
+    monkeypatch.setattr(sources, "COMMERCIAL_FILES", here)                # git's own word for these
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
     with warnings.catch_warnings(action="error"):
         assert len(D.load("commercial").x_test) < 200

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 pytest.importorskip("numba")
+from layerwise_knowledge import column_generation as cg
 from layerwise_knowledge import pricing
 from layerwise_knowledge import sampled as s
+from layerwise_knowledge.held_out import _EPSILON
 from layerwise_knowledge.sampled_knowledge import sparse_metrics
 from layerwise_knowledge.sparsify import sparsify
 
@@ -45,26 +47,26 @@ def test_pricing_leaves_nothing_out(n, seed, epsilon):
 def test_objective_is_that_of_all_columns(n, lam):
     T = s.masks(n, 60)
     v = np.random.default_rng(n).standard_normal(60) + 2*T[:, :3].all(1) - T[:, 3:6].any(1)
-    p = s._Program(T, v, s._EPSILON)
-    factor = s._certified(p, lam, 10**7)
+    p = cg._Program(T, v, _EPSILON)
+    factor = cg._certified(p, lam, 10**7)
     mine = p.r @ p.r/2/60 + lam*np.abs(p.z) @ p.costs(p.sets)
     sets = [("and", S) for S in every(n)] + [("or", S) for S in every(n, 2)]
-    w = 1 + s._EPSILON*np.array([len(S) - 1 for _, S in sets])
+    w = 1 + _EPSILON*np.array([len(S) - 1 for _, S in sets])
     m = Lasso(lam, tol=1e-9, max_iter=10**5).fit(s.indicators(sets, T)/w, v)
     literal = ((m.predict(s.indicators(sets, T)/w) - v)**2).mean()/2 + lam*np.abs(m.coef_).sum()
     assert abs(mine - literal) < 1e-6*literal
-    assert factor < 1.001 and 0 <= s._gap(p, lam, factor) < 1e-6
+    assert factor < 1.001 and 0 <= cg._gap(p, lam, factor) < 1e-6
 
 
 def test_the_gap_is_a_bound_when_the_search_is_cut_short():
     T = s.masks(10, 200)
     v = np.random.default_rng(0).standard_normal(200)
-    cut, whole = (s._Program(T, v, s._EPSILON) for _ in range(2))
-    factor = s._certified(cut, .05, 60)
-    s._certified(whole, .05, 10**7)
+    cut, whole = (cg._Program(T, v, _EPSILON) for _ in range(2))
+    factor = cg._certified(cut, .05, 60)
+    cg._certified(whole, .05, 10**7)
     def objective(p): return p.r @ p.r/2/p.M + .05*np.abs(p.z) @ p.costs(p.sets)
     assert factor > 1.001
-    assert objective(cut)*(1 - s._gap(cut, .05, factor)) <= objective(whole)*(1 + 1e-9)
+    assert objective(cut)*(1 - cg._gap(cut, .05, factor)) <= objective(whole)*(1 + 1e-9)
 
 
 def test_planted_sets_come_back_and_no_others():
