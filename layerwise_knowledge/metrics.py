@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['interaction_table', 'merge_first_order', 'span', 'normalise', 'threshold', 'salient', 'shared', 'sample_metrics',
            'layer_metrics', 'bootstrap', 'iou', 'iou_by_chance', 'iou_above_chance', 'stability_from_moments',
-           'stability', 'noise_ratio']
+           'stability']
 
 # %% ../nbs/08_metrics.ipynb #8b3fb6ea
 import math
@@ -14,10 +14,23 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
-import torch
 import xarray as xr
 
-from .interactions import _finite, _pair, _tensor, n_players, orders, subset_sum
+from .interactions import _pair, n_players, orders
+from layerwise_knowledge.labelled import (
+    _check_bootstrap,
+    _check_names,
+    _checked,
+    _compared,
+    _labelled,
+    _match,
+    _moments,
+    _part,
+    _scores_of,
+    _tau,
+    _two_networks,
+)
+from .noise_size import noise_ratio
 
 # %% ../nbs/08_metrics.ipynb #e38e5c7b
 def interaction_table(
@@ -46,63 +59,6 @@ def interaction_table(
     return xr.DataArray(np.stack([a, o], 2), coords, ("sample", "layer", "kind", "subset"),
                         name="interaction")
 
-# %% ../nbs/08_metrics.ipynb #3a75bb2d
-def _labelled(i, *dims):
-    "A table by kind, subset and dims, with its `order`, or one sentence on what is wrong with it"
-    if isinstance(i, xr.Dataset) and "interaction" in i:
-        i = i.interaction
-    if not isinstance(i, xr.DataArray):
-        raise TypeError(f"a labelled table of interactions is wanted, got {type(i).__name__}: "
-                        "make one with interaction_table(i_and, i_or, layers)")
-    if missing := [d for d in ("kind", "subset", *dims) if d not in i.dims]:
-        raise ValueError(f"the table of interactions has no axis {missing}: its axes are "
-                         f"{list(i.dims)}; see interaction_table")
-    if i.size == 0:
-        raise ValueError(f"the table of interactions is empty: its sizes are {dict(i.sizes)}")
-    kinds = i.kind.values.tolist() if "kind" in i.coords else "no names"
-    wanted = (["and", "or"], ["or", "and"]) + (["and"], ["or"])*(i.dtype == bool)
-    if kinds not in wanted:                                   # sets of one kind can be compared
-        raise ValueError(f"the axis `kind` must hold 'and' and 'or'; it holds {kinds}")
-    order = orders(n_players(i.isel({d: 0 for d in i.dims if d != "subset"}))).numpy()
-    if "subset" in i.coords and not np.array_equal(i.subset, np.arange(len(order))):
-        raise ValueError("the axis `subset` must run over all bitmasks 0, 1, ..., 2**n - 1 in "
-                         "this order; select samples, layers or kinds instead, and orders after "
-                         "the sums")
-    return i.assign_coords(order=("subset", order))
-
-def _checked(i, *dims):
-    "An interaction table in float64, or one sentence on what is wrong with it"
-    return _real(_labelled(i, *dims), "interactions")
-
-# %% ../nbs/08_metrics.ipynb #13b05001
-def _real(x, what):
-    "x in float64, if it holds real numbers that are finite and whose sum is"
-    if x.dtype.kind not in "fiu":
-        raise ValueError(f"{what} must be real numbers; got {x.dtype}")
-    x = x.astype(float)
-    with np.errstate(over="ignore"):
-        total = np.abs(x.values).sum()
-    if not np.isfinite(total):
-        bad = int((~np.isfinite(x)).sum())
-        raise ValueError(f"{what} must be finite, and their sum too; got {bad} NaN or infinite "
-                         f"of {x.size}: look at the score table they come from")
-    return x
-
-def _aligned(words, *tables):
-    "Refuse tables whose samples, layers or subsets differ"
-    try:
-        xr.align(*tables, join="exact", copy=False)
-    except ValueError:
-        raise ValueError(words) from None
-
-def _match(a, b):
-    "Refuse other shapes and, where there are labels, other samples, layers or subsets"
-    words = f"they must be of the same samples and subsets; got {tuple(a.shape)}, {tuple(b.shape)}"
-    if isinstance(a, xr.DataArray) and isinstance(b, xr.DataArray):
-        _aligned(words, a, b)
-    elif a.shape != b.shape:
-        raise ValueError(words)
-
 # %% ../nbs/08_metrics.ipynb #a74c1fee
 def merge_first_order(
     i,  # interactions (..., kind, subset)
@@ -111,20 +67,6 @@ def merge_first_order(
     i = _checked(i)
     moved = xr.where(i.kind == "and", i.sum("kind"), 0.)
     return i.where(i.order != 1, moved).transpose(*i.dims)
-
-# %% ../nbs/08_metrics.ipynb #b39b6484
-def _scores_of(i, v):
-    "v(x_∅) and v(x_N) of the interactions i in float64, or one sentence on what is wrong with v"
-    if not isinstance(v, xr.DataArray):
-        raise TypeError("a labelled score table (xarray.DataArray) with the axes sample, layer "
-                        f"and subset is wanted; got {type(v).__name__}")
-    axes = [d for d in i.dims if d != "kind"]
-    if not {"sample", "layer", "subset"}.intersection(axes) <= set(v.dims) <= set(axes):
-        raise ValueError(f"the score table must have the axes {axes}; got {list(v.dims)}")
-    _aligned("the score table and the interactions must hold the same samples and layers in the "
-             f"same order, and the same players; got {dict(v.sizes)} and {dict(i.sizes)}",
-             v, i.isel(kind=0, drop=True))
-    return _real(v.isel(subset=[0, -1]), "v(x_∅) and v(x_N)")
 
 # %% ../nbs/08_metrics.ipynb #13b05003
 def span(
@@ -151,6 +93,14 @@ def normalise(
                          "does not depend on the players; leave that layer out")
     return (_checked(i) / scale).transpose(*i.dims)
 
+def _check_scale(i):
+    "Warn where the layers do not share a scale"
+    s = span(i)
+    if s.max() > 2 * s.min():
+        warnings.warn("these layers do not share a scale: E|v(x_N)-v(x_∅)| runs from "
+                      f"{float(s.min()):.3g} to {float(s.max()):.3g}; call normalise(i, v) first",
+                      stacklevel=3)
+
 # %% ../nbs/08_metrics.ipynb #b775d4e0
 def threshold(
     i,                 # interactions (sample, layer, kind, subset)
@@ -165,22 +115,6 @@ def threshold(
     over = ("kind", "subset") if per_sample else ("kind", "subset", "sample")
     return fraction * abs(i.where(i.order > 0, 0)).max([d for d in i.dims if d in over])
 
-# %% ../nbs/08_metrics.ipynb #13b05004
-def _tau(tau, i):
-    "τ with labels, if it fits the interactions i"
-    tau = tau if isinstance(tau, xr.DataArray) else xr.DataArray(tau)
-    sound = tau.dtype.kind in "fiu" and bool((np.isfinite(tau) & (tau >= 0)).all())
-    if not sound or not set(tau.dims) <= set(i.dims):
-        raise ValueError("tau must be a number of at least 0, or such numbers by layer or sample "
-                         f"as threshold(i) gives them; got {' '.join(repr(tau).split())[:90]}")
-    other = ("tau was made for other samples or layers than these interactions: make it with "
-             "threshold(i)")
-    _aligned(other, tau, i.isel(kind=0, subset=0))
-    one = [d for d in ("sample", "layer") if all(d in x.coords and not x[d].ndim for x in (tau, i))]
-    if any(tau[d].item() != i[d].item() for d in one):
-        raise ValueError(other)
-    return tau
-
 def salient(
     i,         # interactions (sample, layer, kind, subset)
     tau=None,  # τ, a number or a table from `threshold` (default: threshold(i))
@@ -193,12 +127,6 @@ def salient(
 # %% ../nbs/08_metrics.ipynb #d9687c38
 def _shared(i_l, i_L):
     return np.sign(i_l) * np.minimum(abs(i_l), abs(i_L)) * (np.sign(i_l) == np.sign(i_L))
-
-def _part(x):
-    "x as it is, a list as an array, if it holds finite numbers"
-    t = x if isinstance(x, xr.DataArray) else xr.DataArray(_tensor(x).detach().double().cpu())
-    _real(t, "interactions")
-    return x if isinstance(x, (xr.DataArray, torch.Tensor)) else np.asarray(x)
 
 def shared(
     i_l,        # interactions of layer l
@@ -216,46 +144,11 @@ def shared(
     _match(i_l, both)
     return _shared(i_l, i_L) * both
 
-# %% ../nbs/08_metrics.ipynb #96fdcaaa
+# %% ../nbs/08_metrics.ipynb #76ab1d60
 def _by_order(x):
     "Add up over the subsets of each order 1..n"
     return x.groupby("order").sum("subset").sel(order=slice(1, None)).transpose(..., "order")
 
-def _compared(x, reference):
-    "Layers l, and the layer that each of them is compared with"
-    names = x.layer.values.tolist()
-    if reference == "next":
-        following = x.isel(layer=slice(1, None)).assign_coords(layer=x.layer[:-1])
-        return x.isel(layer=slice(-1)), following
-    if reference is None:
-        reference = names[-1]
-    if reference not in names:
-        raise ValueError(f"the reference layer {reference!r} is not in the table; it holds {names}")
-    return x, x.sel(layer=reference, drop=True)
-
-# %% ../nbs/08_metrics.ipynb #13b05005
-def _check_layers(i, reference):
-    "The last layer is the output, and the layers share a scale"
-    if "layer" not in i.coords:
-        raise ValueError("the layers have no names, so the output cannot be told from the others: "
-                         "see interaction_table")
-    names = i.layer.values.tolist()
-    if len(set(names)) < len(names):
-        raise ValueError(f"one name for each layer is wanted, each a different one; got {names}")
-    if reference is None and "output" in names[:-1]:
-        raise ValueError("the last layer must be the network's own output, but the layers are "
-                         f"{names}: put 'output' last, or say which one to compare with, "
-                         "reference='output'")
-    if reference == "next" and len(names) < 2:
-        raise ValueError("reference='next' compares neighbours, so it takes two layers or more; "
-                         f"got {names}")
-    s = span(i)
-    if s.max() > 2 * s.min():
-        warnings.warn("these layers do not share a scale: E|v(x_N)-v(x_∅)| runs from "
-                      f"{float(s.min()):.3g} to {float(s.max()):.3g}; call normalise(i, v) first",
-                      stacklevel=3)
-
-# %% ../nbs/08_metrics.ipynb #76ab1d60
 def sample_metrics(
     i,                # interactions (sample, layer, kind, subset), normalised
     tau=None,         # τ (default: threshold(i))
@@ -264,7 +157,8 @@ def sample_metrics(
 ) -> xr.Dataset:  # (sample, layer, kind, order)
     "all, all_L, overlap, forget, new, count, completeness, redundancy per sample (Eqs. 6-8)"
     i = merge_first_order(_checked(i, "sample", "layer"))
-    _check_layers(i, reference)
+    _check_names(i, reference)
+    _check_scale(i)
     omega = salient(i, tau)
     (i_l, i_L), (omega_l, omega_L) = _compared(i, reference), _compared(omega, reference)
     both = omega_l & omega_L
@@ -299,25 +193,6 @@ def layer_metrics(
         m[f"{ratio}_left_out"] = per_sample[ratio].isnull().sum("sample")
     return m.assign_attrs(per_sample.attrs, samples=per_sample.sizes["sample"])
 
-# %% ../nbs/08_metrics.ipynb #1fa5edbe
-def _check_bootstrap(x, dim, draws, level):
-    "One sentence on what bootstrap cannot draw from, or cannot draw"
-    if not isinstance(x, xr.DataArray):
-        raise TypeError("bootstrap takes labelled values (xarray.DataArray) with the axis "
-                        f"{dim!r}; got {type(x).__name__}")
-    if dim not in x.dims:
-        raise ValueError(f"bootstrap draws from the axis {dim!r}, but the axes are "
-                         f"{list(x.dims)}: pass values of single samples, e.g. "
-                         "sample_metrics(i).completeness")
-    if x.dtype.kind not in "fiub" or np.isinf(x).any() or not x.sizes[dim]:
-        raise ValueError("bootstrap averages finite numbers, NaN left out, of one sample or "
-                         f"more; got {dict(x.sizes)} of {x.dtype}")
-    if isinstance(draws, bool) or not isinstance(draws, numbers.Integral) or draws < 1:
-        raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}")
-    if not isinstance(level, numbers.Real) or not 0 < level < 1:
-        raise ValueError("level is the part of the averages inside, between 0 and 1; "
-                         f"got {level!r}")
-
 # %% ../nbs/08_metrics.ipynb #13b05006
 def bootstrap(
     x,             # one value per sample: DataArray or Dataset with the axis `dim`; NaN is left out
@@ -340,26 +215,12 @@ def bootstrap(
         low, high = (end.drop_vars("quantile") for end in ends)
     return xr.Dataset(dict(mean=_mean(x, dim), low=low, high=high))
 
-# %% ../nbs/08_metrics.ipynb #9f8feb05
+# %% ../nbs/08_metrics.ipynb #13b05007
 def _sets(x, tau):
     "Salient sets: those given, or those of a table of interactions"
     x = _labelled(x, "sample")
     return x if x.dtype == bool else salient(x, tau)
 
-def _two_networks(a, b):
-    "Both tables, of the same samples and players, and of the same layers if there are several"
-    a, b = _labelled(a, "sample"), _labelled(b, "sample")
-    named = [x.indexes["layer"].tolist() if "layer" in x.indexes else None for x in (a, b)]
-    if ("layer" in a.dims or "layer" in b.dims) and (None in named or named[0] != named[1]):
-        raise ValueError("the layers of two networks do not match by name: choose one of each, "
-                         "e.g. iou(a.sel(layer='output'), b.sel(layer='output'))")
-    for d in ("sample", "subset"):
-        if not np.array_equal(a[d], b[d]):
-            raise ValueError("two networks are compared on the same samples and players, but "
-                             f"their axes {d!r} differ: {a.sizes[d]} and {b.sizes[d]} entries")
-    return a, b
-
-# %% ../nbs/08_metrics.ipynb #13b05007
 def _average(x, per_sample):
     "The mean over samples, with the number of samples left out as the coordinate `left_out`"
     return x if per_sample else _mean(x).assign_coords(left_out=x.isnull().sum("sample"))
@@ -401,7 +262,6 @@ def iou_by_chance(
     chance = xr.apply_ufunc(np.vectorize(_chance, otypes=[float]), A, B, candidates)
     return _average(chance.rename("iou_by_chance"), per_sample)
 
-# %% ../nbs/08_metrics.ipynb #13b05002
 def iou_above_chance(
     a,                 # one network's interactions (sample, kind, subset), or its salient sets
     b,                 # the other's, on the same samples
@@ -414,24 +274,6 @@ def iou_above_chance(
     above = iou(a, b, tau_a, tau_b, per_sample=True) - chance
     above = above / (1 - chance).where(chance < 1)
     return _average(above.rename("iou_above_chance"), per_sample)
-
-# %% ../nbs/08_metrics.ipynb #924c92c2
-def _moments(mean, std, omega):
-    "omega, mean and std without their orders, if the moments belong to the clean interactions"
-    if not isinstance(mean, xr.DataArray) or not isinstance(std, xr.DataArray):
-        raise TypeError("mean and std must be labelled tables (xarray.DataArray); got "
-                        f"{type(mean).__name__} and {type(std).__name__}")
-    words = "the noisy and the clean interactions must hold the same samples, layers and subsets"
-    if not set(mean.dims) == set(std.dims) == set(omega.dims):
-        raise ValueError(f"{words}; got the axes {list(mean.dims)} and {list(omega.dims)}")
-    _aligned(words, omega, mean, std)
-    real = mean.dtype.kind in "fiu" and std.dtype.kind in "fiu"
-    if not real or (omega & (np.isinf(mean) | np.isinf(std) | (std < 0))).any():
-        raise ValueError("mean and std must be finite numbers, std at least 0")
-    if (omega & (mean.isnull() != std.isnull())).any():
-        raise ValueError("mean and std must be NaN at the same sets, "
-                         "those that were not followed")
-    return (z.drop_vars("order", errors="ignore") for z in (omega, mean, std))
 
 # %% ../nbs/08_metrics.ipynb #13b05008
 def stability_from_moments(
@@ -462,44 +304,3 @@ def stability(
     if draws.sizes["draw"] < 2:
         raise ValueError(f"a standard deviation takes two draws or more, got {draws.sizes['draw']}")
     return stability_from_moments(draws.mean("draw"), draws.std("draw"), clean, tau, per_sample)
-
-# %% ../nbs/08_metrics.ipynb #be133c62
-def _check_pixels(x, noise, owner):
-    "One sentence on shapes that do not fit, on gaps, and on owners that are no players"
-    if x.ndim < 2:
-        raise ValueError(f"x must hold one input per sample, (sample, ...); got {tuple(x.shape)}")
-    if noise.shape[-x.ndim:] != x.shape or noise.ndim > x.ndim + 1:
-        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, or "
-                         f"(draws, *x.shape); got {tuple(noise.shape)}")
-    if owner.shape not in (x.shape, x.shape[1:]):
-        raise ValueError("owner says whose each pixel is, so its shape must be that of one "
-                         f"input, {tuple(x.shape[1:])}, or of all; got {tuple(owner.shape)}")
-    if not _finite(x) or not _finite(noise):
-        raise ValueError("x and noise must be finite; got NaN or infinite pixels")
-    players = owner.double()
-    if not ((players == players.round()) & (players >= -1) & (players < 30)).all():
-        raise ValueError("owner must hold whole numbers, 0 to 29 for a player or -1 for nobody")
-    if not (players >= 0).any():
-        raise ValueError("owner must give a pixel to one player at least; all belong to nobody")
-
-# %% ../nbs/08_metrics.ipynb #13b05009
-def noise_ratio(
-    x,       # inputs (sample, ...)
-    noise,   # what was added to them, same shape, or with draws before it (draw, sample, ...)
-    owner,   # whose pixel it is, 0..n-1 or -1 for nobody's: shape of one input, or (sample, ...)
-) -> xr.DataArray:  # ((draw,) sample, subset), with the coordinate `order`; NaN where x_S is black
-    "Relative size of the noise on the pixels of S, for every S (App. L)"
-    x, noise, owner = (_tensor(t).detach().cpu() for t in (x, noise, owner))
-    _check_pixels(x, noise, owner)
-    n = int(owner.max()) + 1
-    mine = torch.stack([owner.expand(x.shape) == k for k in range(n)], -1)
-    mine = mine.flatten(1, -2).double()                          # (sample, pixel, player)
-    def squared_norms(z):                                        # of every subset
-        out = torch.zeros(*z.shape[:-1], 2**n, dtype=torch.float64)
-        out[..., [1 << k for k in range(n)]] = torch.einsum("...sp,spk->...sk", z.double()**2, mine)
-        return subset_sum(out)
-    added = noise.flatten(noise.ndim - x.ndim + 1)
-    ratio = (squared_norms(added) / squared_norms(x.flatten(1))).sqrt()
-    ratio[~ratio.isfinite()] = torch.nan
-    return xr.DataArray(ratio.numpy(), dict(order=("subset", orders(n).numpy())),
-                        ("draw", "sample", "subset")[-ratio.ndim:], name="noise_ratio")
