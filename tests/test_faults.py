@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from layerwise_knowledge import experiments as ex
-from layerwise_knowledge import files, models, plots, scores, training
+from layerwise_knowledge import files, models, plots, results, scores, training
 from layerwise_knowledge.probes import Probes, _tensors
 
 ROOT = Path(__file__).parent.parent
@@ -154,9 +154,9 @@ def test_other_data_under_the_same_name_are_named(cache, monkeypatch, step):
 
 def test_noise_of_other_interactions_is_named(cache):
     path = file_of("interactions")
-    found = ex._load_sparse(path)
+    found = results.load_sparse(path)
     found["interaction"] *= 1 + 1e-6
-    ex._save_sparse(found, path)
+    results.save_sparse(found, path)
     with pytest.raises(ValueError, match="noise.* was made from another interactions"):
         ex.get_noise(small(), progress=False)
 
@@ -180,9 +180,9 @@ def not_a_number(found):
                                     not_a_number])
 def test_a_file_that_contradicts_its_certificate_is_refused(cache, change):
     path = file_of("interactions")
-    found = ex._load_sparse(path)
+    found = results.load_sparse(path)
     change(found)
-    ex._save_sparse(found, path)                                         # with a new seal
+    results.save_sparse(found, path)                                    # with a new seal
     with pytest.raises(ValueError, match="contradicts its certificate at sample .*, layer "):
         ex.get_interactions(small(), progress=False)
 
@@ -207,7 +207,7 @@ def loaded(step, path):
     if step == "checkpoint":
         state = training._load_checkpoint(path, {})
         return [t.numpy() for t in state["model"].values()]
-    found = ex._load_sparse(path) if step == "interactions" else files.load_table(path)
+    found = results.load_sparse(path) if step == "interactions" else files.load_table(path)
     return [a.values for a in found.variables.values()] + [json.dumps(found.attrs)]
 
 
