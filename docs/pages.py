@@ -13,12 +13,9 @@ import layerwise_knowledge as lk
 HERE = Path(__file__).parent.parent
 MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "probes", "interactions",
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
-           "models", "settings", "experiments", "plots", "explore", "judging", "report", "choices",
-           "telling", "solver", "column_generation", "pricing", "held_out", "noise_size",
-           "asked_again", "sources", "files"]
-=======
-           "telling", "solver", "pricing", "noise_size", "asked_again", "files"]
->>>>>>> cut-b
+           "models", "training", "settings", "experiments", "results", "plots", "explore",
+           "judging", "report", "choices", "telling", "solver", "column_generation", "pricing",
+           "held_out", "noise_size", "asked_again", "sources", "files"]
 
 
 def cell(text):

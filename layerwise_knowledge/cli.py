@@ -148,6 +148,7 @@ def _chosen(args):
     asked = args.experiments or ex.experiments(args.profile)
     return [(d, n, ex.settings(args.profile, d, n)) for d, n in asked]
 
+# %% ../nbs/20_cli.ipynb #0768fe5a
 def data(args):
     "say which data sets can be loaded here, and from where"
     names = args.names or datasets.DATASETS
@@ -158,7 +159,6 @@ def data(args):
             if args.names:
                 raise
             print(f"{name}: not here. {str(e).splitlines()[0]}")
-
 
 # %% ../nbs/20_cli.ipynb #b12043aa
 def train(args):

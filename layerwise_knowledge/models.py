@@ -4,25 +4,23 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'PROBED', 'SECTION33', 'TEXT', 'HEADS', 'Normalise', 'mlp7', 'vgg11', 'Block', 'resnet20', 'resnet32',
-           'create', 'build', 'one_cycle', 'augmented', 'accuracy', 'train', 'save_weights', 'weights_sha256',
-           'load_weights', 'load_model', 'pretrained_folder', 'text_tokenizer', 'build_text']
+           'create', 'build', 'save_weights', 'weights_sha256', 'load_weights', 'load_model', 'pretrained_folder',
+           'text_tokenizer', 'build_text']
 
 # %% ../nbs/16_models.ipynb #a1c6119e
 import hashlib
 import importlib.util
-import io
 import json
 import math
-import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
-from .files import content, load_tensors, save_tensors, sealed, unsealed, write
+from .files import content, load_tensors, save_tensors
+from .training import accuracy, augmented, one_cycle, train
 
 # %% ../nbs/16_models.ipynb #466da7fb
 class Normalise(nn.Module):
@@ -201,223 +199,6 @@ def build(
     if x.ndim == 4 and len(x):                          # tables are standardised already
         stats = dict(mean=x.mean((0, 2, 3)), std=x.std((0, 2, 3)))
     return create(name, dataset.x_test.shape[1:], len(dataset.classes), seed=seed, **stats)
-
-# %% ../nbs/16_models.ipynb #e8d6889e
-def one_cycle(
-    step,      # 0, 1, ... steps
-    steps,     # in all
-    lr,        # the highest rate
-    warm=.3,   # share of the steps that climb
-):             # learning rate
-    "Half a cosine up, half a cosine down to 0"
-    t = step/steps
-    if t < warm:
-        return lr*(.04 + .96*(1 - math.cos(math.pi*t/warm))/2)
-    return lr*((1 + math.cos(math.pi*(t - warm)/(1 - warm)))/2)
-
-# %% ../nbs/16_models.ipynb #91898cc4
-def augmented(
-    x,             # images (N, C, H, W)
-    how,           # "crop" (shift), or "crop+flip"
-    generator,     # torch.Generator
-):                 # other images of the same shape
-    "Every image shifted by up to an eighth of its size, black coming in; perhaps mirrored"
-    n, _, h, w = x.shape
-    pad = h//8
-    big = F.pad(x, (pad,)*4)
-    at = torch.randint(0, 2*pad + 1, (2, n, 1), generator=generator).to(x.device)
-    i, j = at[0] + torch.arange(h, device=x.device), at[1] + torch.arange(w, device=x.device)
-    if "flip" in how:
-        mirrored = torch.rand(n, 1, generator=generator).to(x.device) < .5
-        j = torch.where(mirrored, j, j.flip(1))
-    k = torch.arange(n, device=x.device)[:, None, None]
-    return big.permute(0, 2, 3, 1)[k, i[:, :, None], j[:, None]].permute(0, 3, 1, 2)
-
-# %% ../nbs/16_models.ipynb #f0ef473c
-@torch.no_grad()
-def accuracy(
-    model,            # any classifier
-    x,                # inputs
-    y,                # classes
-    batch_size=500,
-):                    # share of correct answers, a float
-    "Share of the samples whose highest logit is the true class"
-    was, right = model.training, 0
-    model.eval()
-    device = next(model.parameters()).device
-    order = getattr(model, "order", lambda x: torch.arange(len(x)))(x)      # sentences by length
-    for i in order.split(batch_size):
-        right += (model(x[i].to(device)).argmax(-1).cpu() == y[i]).sum().item()
-    model.train(was)
-    return right/len(x) if len(x) else math.nan
-
-# %% ../nbs/16_models.ipynb #19384234
-def _check(model, x, y, augment):
-    "Settings and labels that cannot work are refused before anything is computed"
-    if augment not in (None, "crop", "crop+flip", "mask"):
-        raise ValueError(f'augment is {augment!r}, wanted None, "crop" or "crop+flip"; "mask" for '
-                         'sentences')
-    if augment == "mask" and not hasattr(model, "hide"):
-        raise ValueError('augment "mask" hides words, and this network takes no sentences; '
-                         'wanted None, "crop" or "crop+flip"')
-    if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError(f"labels must be whole numbers, one per sample; got {y.dtype} of shape "
-                         f"{tuple(y.shape)}; of one-hot labels take argmax(-1)")
-    classes = model.eval()(x[:1].to(next(model.parameters()).device)).shape[-1]
-    if len(x) != len(y) or not len(y) or y.min() < 0 or y.max() >= classes:
-        span = f" from {y.min()} to {y.max()}" if len(y) else ""
-        raise ValueError(f"{len(y)} labels{span} for {len(x)} inputs and {classes} classes; "
-                         f"wanted one per sample, from 0 to {classes - 1}")
-
-def _check_numbers(epochs, batch_size, lr):
-    "A recipe of nothing trains nothing"
-    for name, value in dict(epochs=epochs, batch_size=batch_size).items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-
-# %% ../nbs/16_models.ipynb #13b07006
-def _recipe(model, x, y, **settings):
-    "What determines a run, data included"
-    kind = hashlib.sha256(str(model).encode()).hexdigest()[:16]
-    return settings | dict(model=kind, data=content(x, y)[:16], samples=len(x))
-
-def _save_checkpoint(path, **state):
-    body = io.BytesIO()
-    torch.save(state, body)
-    write(path, sealed(body.getvalue()))
-
-def _load_checkpoint(path, recipe):
-    state = torch.load(io.BytesIO(unsealed(path)), map_location="cpu", weights_only=True)
-    wanted = {"recipe", "model", "optimiser", "history"}
-    if not isinstance(state, dict) or not wanted <= state.keys():
-        raise ValueError(f"checkpoint {path} lacks the recipe of its run or its weights; "
-                         "delete it to start again")
-    was = state["recipe"]
-    other = [f"{k} was {was.get(k)!r}, is {v!r}" for k, v in recipe.items() if was.get(k) != v]
-    if other:
-        raise ValueError(f"checkpoint {path} belongs to another run ({'; '.join(other)}); "
-                         "delete it or give another path")
-    return state
-
-# %% ../nbs/16_models.ipynb #08ee0742
-def train(
-    model,            # network to train, in place; images go through it in channels_last, faster
-    x, y,             # training inputs and classes
-    test=None,        # (x, y) to measure the accuracy on after every epoch
-    epochs=10,
-    lr=.1,            # highest rate of the cycle
-    batch_size=128,
-    weight_decay=5e-4,
-    momentum=.9,      # Nesterov's
-    augment=None,     # None, "crop" or "crop+flip"; "mask" for sentences
-    seed=0,           # of shuffling and augmentation
-    optimiser="sgd",  # or "adamw", which transformers want; it has no momentum to set
-    bfloat16=False,   # multiply in bfloat16: up to twice as fast on some processors, less exact
-    checkpoint=None,  # file to write after every epoch, and to resume from if it is there
-    progress=True,    # show a bar
-):                    # history: per epoch a dict of epoch, loss, train and test accuracy, seconds
-    "SGD or AdamW on the cross-entropy, one cycle of the learning rate; resumes to the same numbers"
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
-    _check_numbers(epochs, batch_size, lr)
-    _check(model, x, y, augment)
-    y = y.long()
-    recipe = _recipe(
-        model, x, y, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
-        momentum=momentum, augment=augment, seed=seed, bfloat16=bfloat16)
-    recipe |= dict(optimiser=optimiser) if optimiser != "sgd" else {}
-    optimiser = _optimiser(model, optimiser, lr, momentum, weight_decay)
-    path = checkpoint and Path(checkpoint)
-    history = _resumed(model, optimiser, recipe, path) if path and path.exists() else []
-    return _epochs(model, optimiser, x, y, test, history, recipe, path, progress)
-
-# %% ../nbs/16_models.ipynb #13b07007
-def _resumed(model, optimiser, recipe, path):
-    "Weights and momentum as the checkpoint has them; its history"
-    state = _load_checkpoint(path, recipe)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["history"]
-
-def _epochs(model, optimiser, x, y, test, history, recipe, path, progress):
-    "The epochs that history lacks; all of history"
-    epochs, steps = recipe["epochs"], math.ceil(len(x)/recipe["batch_size"])
-    if x.ndim == 4:
-        model.to(memory_format=torch.channels_last)
-    bar = tqdm(total=epochs*steps, initial=len(history)*steps, disable=not progress, unit="step")
-    with bar:
-        for epoch in range(len(history), epochs):
-            start = time.perf_counter()
-            loss, right = _epoch(model, optimiser, x, y, epoch, recipe, bar)
-            now = dict(epoch=epoch + 1, loss=loss, train=right)
-            if test:
-                now["test"] = accuracy(model, *test)
-            history.append(now | dict(seconds=time.perf_counter() - start))
-            bar.set_postfix({k: f"{now[k]:.3f}" for k in ("loss", "train", "test") if k in now})
-            if path:
-                _save_checkpoint(path, model=model.state_dict(), history=history, recipe=recipe,
-                                 optimiser=optimiser.state_dict())
-    model.to(memory_format=torch.contiguous_format).eval()
-    return history
-
-# %% ../nbs/16_models.ipynb #b4b39a55
-def _optimiser(model, name, lr, momentum, weight_decay):
-    if name not in ("sgd", "adamw"):
-        raise ValueError(f"optimiser must be 'sgd' or 'adamw', got {name!r}")
-    if name == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
-    return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay,
-                           nesterov=momentum > 0)
-
-def _batches(model, x, size, generator):
-    "Batches in random order; of sentences, those of like length together, which saves padding"
-    index = torch.randperm(len(x), generator=generator)
-    if not hasattr(model, "order"):
-        return index.split(size)
-    index = torch.cat([part[model.order(x[part])] for part in index.split(50*size)])
-    batches = index.split(size)
-    return [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
-
-# %% ../nbs/16_models.ipynb #b4b39a55b
-def _epoch(model, optimiser, x, y, epoch, r, bar):
-    "One pass over the data by recipe r; its mean loss and the share of right answers on the way"
-    device, steps = next(model.parameters()).device, math.ceil(len(x)/r["batch_size"])
-    seed = r["seed"]*100_003 + epoch            # only seed and epoch decide what is drawn
-    generator, loss_sum, right_sum = torch.Generator().manual_seed(seed), 0., 0
-    model.train()
-    with torch.random.fork_rng():               # for a model with dropout
-        torch.manual_seed(seed)
-        batches = _batches(model, x, r["batch_size"], generator)
-        for step, i in enumerate(batches, epoch*steps):
-            for group in optimiser.param_groups:
-                group["lr"] = one_cycle(step, r["epochs"]*steps, r["lr"])
-            xb = x[i].to(device)
-            if r["augment"] == "mask":
-                xb = model.hide(xb, .15, generator)
-            elif r["augment"]:
-                xb = augmented(xb, r["augment"], generator)
-            loss, right = _step(model, optimiser, xb, y[i].to(device), r["bfloat16"])
-            loss_sum += loss*len(i)
-            right_sum += right
-            if not math.isfinite(loss_sum):
-                raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}; "
-                                         f"try a smaller lr than {r['lr']}")
-            bar.update()
-    return loss_sum/len(x), right_sum/len(x)
-
-# %% ../nbs/16_models.ipynb #13b0700b
-def _step(model, optimiser, x, y, bfloat16):
-    "One step down the gradient of a batch; its loss and its number of right answers"
-    if x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-        z = model(x)
-    loss = F.cross_entropy(z.float(), y)
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
-    return loss.item(), (z.argmax(-1) == y).sum().item()
 
 # %% ../nbs/16_models.ipynb #a84d3ffd
 def save_weights(

@@ -32,6 +32,7 @@ def project_folder() -> Path:
                                 "clone of layerwise-knowledge, or set LAYERWISE_HOME to one")
     return found
 
+# %% ../nbs/17_settings.ipynb #fbe9dd66
 def read_settings() -> configparser.ConfigParser:
     "settings.ini, as it is written"
     path = project_folder()/"settings.ini"
@@ -79,6 +80,7 @@ _WORDS = dict(target=("label", "predicted"), background=("visible", "masked"),
               bfloat16=(True, False), optimiser=("sgd", "adamw"), read=("mean", "[CLS]"),
               probe_half=(True, False), probe=tuple(PROBES), labels=("true", "shuffled"))
 
+# %% ../nbs/17_settings.ipynb #d3c75971
 def _wanted(name, value):
     "What a setting must be, where it is not"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from layerwise_knowledge import cli, datasets, files, models, plots
+from layerwise_knowledge import cli, datasets, files, models, plots, training
 from layerwise_knowledge import experiments as ex
 from layerwise_knowledge.probes import Probes
 
@@ -81,7 +81,7 @@ def train(x=IMAGES, y=LABELS, **recipe):
 def checkpoint(**state):
     "A run that finds this checkpoint"
     path = file("run.checkpoint")
-    models._save_checkpoint(path, **state)
+    training._save_checkpoint(path, **state)
     return train(checkpoint=path)
 
 

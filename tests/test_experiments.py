@@ -9,7 +9,8 @@ import torch
 import xarray as xr
 
 from layerwise_knowledge import experiments as ex
-from layerwise_knowledge import files, scores
+from layerwise_knowledge import files, results, scores
+from layerwise_knowledge.sparsify import sparsify
 
 
 @pytest.fixture
@@ -161,14 +162,14 @@ def test_what_a_file_keeps_of_scores_and_interactions(cache):
     s = ex.settings("smoke", "mnist", "mlp7")
     out = ex.get_interactions(s, progress=False)
     np.testing.assert_array_equal(out.v*2**12, (out.v*2**12).round())
-    r = ex.sparsify(out.v.values.astype(float), s["kappa"], s["tol"], s["prefer"])
+    r = sparsify(out.v.values.astype(float), s["kappa"], s["tol"], s["prefer"])
     i = ex.metrics.interaction_table(r.i_and, r.i_or, out.layer.values, out.sample.values)
     largest = abs(i).max(["kind", "subset"])
     ratio = float((abs(out.interaction - i)/largest).max())
     assert ratio <= 2**-24, ratio*2**24
     assert (out.interaction == 0).mean() > .1
     assert (abs(out.delta).max("subset") <= out.kappa + 1e-4*largest).all()
-    flat = ex._rounded(0*i)
+    flat = results.rounded(0*i)
     assert (flat == 0).all() and flat.dtype == "float32"
 
 
@@ -194,7 +195,7 @@ def test_noise_again_by_hand(cache):
     v = torch.stack([torch.from_numpy(scores.score_table(
         model, x[:1] + e, y[:1], players[0], ["output"], probes, baseline,
         progress=False).values[0, 0]) for e in noise])
-    r = ex.sparsify(v.double())
+    r = sparsify(v.double())
     i = ex.metrics.interaction_table(r.i_and[:, None], r.i_or[:, None], ["output"])
     moments = ex.metrics.merge_first_order(i).isel(layer=0).rename(sample="draw")
     omega = ex.metrics.salient(out.interaction).sel(layer="output").isel(sample=0)

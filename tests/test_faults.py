@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 
 from layerwise_knowledge import experiments as ex
-from layerwise_knowledge import files, models, plots, scores
+from layerwise_knowledge import files, models, plots, results, scores, training
 from layerwise_knowledge.probes import Probes, _tensors
 
 ROOT = Path(__file__).parent.parent
@@ -154,9 +154,9 @@ def test_other_data_under_the_same_name_are_named(cache, monkeypatch, step):
 
 def test_noise_of_other_interactions_is_named(cache):
     path = file_of("interactions")
-    found = ex._load_sparse(path)
+    found = results.load_sparse(path)
     found["interaction"] *= 1 + 1e-6
-    ex._save_sparse(found, path)
+    results.save_sparse(found, path)
     with pytest.raises(ValueError, match="noise.* was made from another interactions"):
         ex.get_noise(small(), progress=False)
 
@@ -180,9 +180,9 @@ def not_a_number(found):
                                     not_a_number])
 def test_a_file_that_contradicts_its_certificate_is_refused(cache, change):
     path = file_of("interactions")
-    found = ex._load_sparse(path)
+    found = results.load_sparse(path)
     change(found)
-    ex._save_sparse(found, path)                                         # with a new seal
+    results.save_sparse(found, path)                                    # with a new seal
     with pytest.raises(ValueError, match="contradicts its certificate at sample .*, layer "):
         ex.get_interactions(small(), progress=False)
 
@@ -205,9 +205,9 @@ def loaded(step, path):
         probes = Probes.load(path)
         return [t.numpy() for t in _tensors(probes).values()] + [str(probes)]
     if step == "checkpoint":
-        state = models._load_checkpoint(path, {})
+        state = training._load_checkpoint(path, {})
         return [t.numpy() for t in state["model"].values()]
-    found = ex._load_sparse(path) if step == "interactions" else files.load_table(path)
+    found = results.load_sparse(path) if step == "interactions" else files.load_table(path)
     return [a.values for a in found.variables.values()] + [json.dumps(found.attrs)]
 
 
@@ -223,7 +223,7 @@ def every_kind(made, tmp_path_factory):
     files.save_table(part, folder/"0000.nc")
     model = models.create("resnet20", (1, 28, 28), 10)
     models.save_weights(model, folder/"network.safetensors", made_from=dict(data="0"*64))
-    models._save_checkpoint(folder/"run.checkpoint", model=model.state_dict(), optimiser={},
+    training._save_checkpoint(folder/"run.checkpoint", model=model.state_dict(), optimiser={},
                             history=[], recipe={})
     return {step: Path(p) for step, p in out.items()} | dict(
         network=folder/"network.safetensors", part=folder/"0000.nc",
@@ -331,7 +331,7 @@ def test_a_full_disk_ends_in_one_sentence(tmp_path):
 
 WRITERS = """
 import numpy as np, torch, xarray as xr, matplotlib.pyplot as plt
-from layerwise_knowledge import files, models, plots
+from layerwise_knowledge import files, models, plots, training
 from layerwise_knowledge.probes import Probes
 model = models.create("resnet20", (1, 28, 28), 10)
 noise = np.random.default_rng(0).normal(size=(200, 200))
@@ -341,7 +341,7 @@ writers = dict(
     table=lambda: files.save_table(xr.Dataset(dict(v=(("a", "b"), noise))), "t.nc"),
     weights=lambda: models.save_weights(model, "w.safetensors"),
     probes=lambda: Probes(dict(a=torch.nn.Linear(9999, 2))).save("p.safetensors"),
-    checkpoint=lambda: models._save_checkpoint("c.pt", model=model.state_dict()),
+    checkpoint=lambda: training._save_checkpoint("c.pt", model=model.state_dict()),
     picture=lambda: plots.save(figure, "fig"))
 for name, writer in writers.items():
     try: writer()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from layerwise_knowledge import models as M
+from layerwise_knowledge import training
 from layerwise_knowledge.datasets import Dataset
 from layerwise_knowledge.files import load_story
 
@@ -193,12 +194,12 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(monkeypatch, tmp_path
     history = M.train(whole, x, y, **settings)
     class Killed(BaseException):
         pass
-    save = M._save_checkpoint
+    save = training._save_checkpoint
     def kill(path, **state):
         save(path, **state)
         if len(state["history"]) == after:
             raise Killed
-    monkeypatch.setattr(M, "_save_checkpoint", kill)
+    monkeypatch.setattr(training, "_save_checkpoint", kill)
     with pytest.raises(Killed):
         M.train(small(.5), x, y, checkpoint=path, **settings)
     monkeypatch.undo()
@@ -220,7 +221,7 @@ def test_killed_in_the_middle_of_a_write(monkeypatch, tmp_path):
         raise KeyboardInterrupt
     monkeypatch.setattr("pathlib.Path.write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
-        M._save_checkpoint(tmp_path/"run.pt", history=[])
+        training._save_checkpoint(tmp_path/"run.pt", history=[])
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert (tmp_path/"run.pt").read_bytes() == good
@@ -241,7 +242,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path/"run.pt").write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(ValueError, match="run.pt has no seal.*delete it"):
         M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
-    M._save_checkpoint(tmp_path/"run.pt", model=small().state_dict())
+    training._save_checkpoint(tmp_path/"run.pt", model=small().state_dict())
     with pytest.raises(ValueError, match="run.pt lacks the recipe of its run.*delete it"):
         M.train(small(), x, y, checkpoint=tmp_path/"run.pt", **settings)
 
