@@ -13,8 +13,9 @@ import layerwise_knowledge as lk
 HERE = Path(__file__).parent.parent
 MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "probes", "interactions",
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
-           "models", "settings", "experiments", "plots", "explore", "judging", "report", "choices",
-           "telling", "solver", "pricing", "noise_size", "asked_again", "files"]
+           "models", "settings", "experiments", "plots", "explore", "judging", "answers",
+           "measured", "report", "choices", "telling", "solver", "pricing", "noise_size",
+           "asked_again", "files"]
 
 
 def cell(text):
