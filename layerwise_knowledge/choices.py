@@ -16,8 +16,9 @@ import xarray as xr
 
 from . import experiments as ex
 from . import plots
+from .answers import held
 from .judging import FEW, load, mean_order, num, planted, sets
-from .report import CLAIMS, count_at_output, held, judge, with_tau_drawn
+from .report import CLAIMS, count_at_output, judge, with_tau_drawn
 
 # %% ../nbs/appendix/choices.ipynb #12ch006
 ENDS = {"low": "#009E73", "even": "#999999", "high": "#CC79A7"}      # which optimum -> colour
@@ -33,6 +34,7 @@ def salient_number(t):
     "Salient interactions: (sample, layer)"
     return t.omega.sum(["kind", "subset"]).astype(float)
 
+# %% ../nbs/appendix/choices.ipynb #12ch006b
 def _ends_of(column, t):
     "Mean order and number of one table at all its optima"
     at = np.arange(t.i.sizes["layer"])

@@ -295,9 +295,7 @@ class Table(_Asked):
         with warnings.catch_warnings(action="ignore"):
             return metrics.sample_metrics(self.i, self.threshold, literal=self.literal)
 
-    @cached_property
-    def n(self):
-        return int(self.interactions.order.max())
+    n = cached_property(lambda self: int(self.interactions.order.max()))      # players
 
 # %% ../nbs/appendix/judging.ipynb #12jd022
 def planted(
@@ -419,6 +417,7 @@ def redundancy(t):
     q = t.m[["forget", "all"]].sum(["kind", "order"])
     return (q.forget/q["all"]).where(q["all"] > 0)
 
+# %% ../nbs/appendix/judging.ipynb #12jd030b
 def salient_between(t, least, most, what="strength"):
     "Salient strength (or what=`number`) in the orders least*n < m <= most*n: (sample, layer)"
     x = t.omega.astype(float) if what == "number" else abs(t.i)*t.omega

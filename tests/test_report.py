@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from layerwise_knowledge import choices, cli, metrics, telling
+from layerwise_knowledge import choices, cli, measured, metrics, telling
 from layerwise_knowledge import judging as J
 from layerwise_knowledge import report as R
 
@@ -505,14 +505,15 @@ def test_partial_is_the_correlation_of_what_the_strength_leaves():
     y = x + z + noise
     ranks = [stats.rankdata(a) for a in (y, x, z)]
     left = [a - np.polyval(np.polyfit(ranks[2], a, 1), ranks[2]) for a in ranks[:2]]
-    assert R.partial(y, x, z) == pytest.approx(np.corrcoef(*left)[0, 1])
-    assert R.partial(y, x, np.ones(300)) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert np.isnan(R.partial(y, np.ones(300), z)) and np.isnan(R.partial(y[:3], x[:3], z[:3]))
+    assert measured.partial(y, x, z) == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert measured.partial(y, x, np.ones(300)) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert np.isnan(measured.partial(y, np.ones(300), z))
+    assert np.isnan(measured.partial(y[:3], x[:3], z[:3]))
 
 
 def test_counts_by_tau_against_a_loop():
     t, taus = random_table(5), np.array([.01, .05, .2])
-    counts = R.counts_by_tau(t, taus)
+    counts = measured.counts_by_tau(t, taus)
     s = abs(t.i.isel(layer=-1)).where(t.i.order > 0, 0)
     strongest = s.max(["kind", "subset"])
     for k, scale in enumerate((strongest.max(), strongest, strongest.mean())):
