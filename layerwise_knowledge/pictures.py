@@ -21,20 +21,22 @@ from matplotlib.collections import LineCollection
 from layerwise_knowledge.look import (
     COLOURS,
     PAGE,
+    SIGNED,
     colour_key,
     figure,
     how_many,
     layer_head,
     nonempty,
     note,
+    side,
 )
 from .metrics import merge_first_order, salient, threshold
 
 # %% ../nbs/appendix/pictures.ipynb #53a62696
 _FATES = {"kept": "at the output too", "forgotten": "gone at the output",
           "learned late": "only at the output"}
-_DESTINY = {"kept": "#009E73", "forgotten": COLOURS["forget"],
-            "learned late": COLOURS["new"]}              # grey would drown in a grey picture
+_DESTINY = {"kept": COLOURS["overlap"], "forgotten": COLOURS["forget"],
+            "learned late": COLOURS["new"]}
 
 def _one_sample(i):
     if "sample" in i.dims:
@@ -111,9 +113,9 @@ def _frame(ax, owner, margin=3):
 def draw_set(ax, image, owner, players, colour, on):
     "One interaction on the picture: filled where it is salient, dotted where it is not"
     picture, look = _flat_image(image)
-    ax.imshow(picture, alpha=.55, interpolation="nearest", **look)
+    ax.imshow(picture, alpha=.4, interpolation="nearest", **look)
     shade = np.zeros((*owner.shape, 4))
-    shade[np.isin(owner, players)] = (*mpl.colors.to_rgb(colour), .55 if on else 0)
+    shade[np.isin(owner, players)] = (*mpl.colors.to_rgb(colour), .7 if on else 0)
     ax.imshow(shade, interpolation="nearest")
     _outline(ax, owner, players, color=colour if on else "0.45", lw=1 if on else .6,
              ls="-" if on else (0, (1, 1.5)))
@@ -263,15 +265,11 @@ def interaction_rows(
     return fig
 
 # %% ../nbs/appendix/pictures.ipynb #cb85cf15
-_DIVERGING = mpl.colors.LinearSegmentedColormap.from_list(
-    "orange-blue", [COLOURS["forget"], "#F7F7F7", COLOURS["new"]])
-
 def _bars(ax, values, labels, xlabel, big=None):
-    "Bars, blue for the true class and orange against it; a label of several lines gets its room"
+    "Bars, blue for the true class and red against it; a label of several lines gets its room"
     lines = np.array([1.4 + l.count("\n") for l in labels])
     at = np.cumsum(lines) - lines / 2
-    colours = [COLOURS["new"] if z > 0 else COLOURS["forget"] for z in values]
-    ax.barh(at, values, color=colours, height=.75)
+    ax.barh(at, values, color=[side(z) for z in values], height=.75)
     ax.set_yticks(at, labels)
     ax.set_ylim(lines.sum() + .1, -.1)
     ax.axvline(0, color="k", lw=.6)
@@ -283,7 +281,7 @@ def _bars(ax, values, labels, xlabel, big=None):
 def _heat(ax, values, owner, xlabel, big):
     "One number per player, on the picture"
     z = np.where(owner < 0, np.nan, np.asarray(values)[np.maximum(owner, 0)])
-    shown = ax.imshow(z, cmap=_DIVERGING, vmin=-big, vmax=big, interpolation="nearest")
+    shown = ax.imshow(z, cmap=SIGNED, vmin=-big, vmax=big, interpolation="nearest")
     _outline(ax, owner, np.unique(owner[owner >= 0]), color="0.6", lw=.4)
     _frame(ax, owner)
     ax.set_xlabel(xlabel)
@@ -349,7 +347,7 @@ def attributions(
         of = {method: _per_player(z, l, rows) for method, z in values.items()}
         _of_players(row[pictures + 1:], of, owner, names)
     fig.suptitle(title, fontsize=8)
-    note(fig, f"n = {n} players", "blue: for the true class, orange: against it",
+    note(fig, f"n = {n} players", "blue: for the true class, red: against it",
          f"the {top} strongest interactions")
     return fig
 
@@ -361,7 +359,7 @@ def word_centres(words, width):
 
 def _bracket(ax, at, level, value, big, up):
     "A set of words: one line over them, a foot at each, its strength at the end"
-    colour = COLOURS["new" if value > 0 else "forget"]
+    colour = side(value)
     lw, y, foot = .6 + 2.2*abs(value)/big, (level + 1)*up, .42*up
     ax.plot([min(at), max(at)], [y, y], color=colour, lw=lw, solid_capstyle="round")
     for x in at:
@@ -379,7 +377,7 @@ def _strongest_sets(i, top):
 def _spoken(ax, words, at, one, sets, big):
     "A sentence, each word coloured by what it does alone, with its sets over and under it"
     for x, word, z in zip(at, words, one):
-        colour = mpl.colors.to_rgba(COLOURS["new" if z > 0 else "forget"], .75*abs(z)/big)
+        colour = mpl.colors.to_rgba(side(z), .75*abs(z)/big)
         ax.text(x, 0, word, ha="center", va="center", fontsize=8,
                 bbox=dict(facecolor=colour, edgecolor="none", pad=2))
     for kind, up in (("and", 1), ("or", -1)):
@@ -413,5 +411,5 @@ def sentence(
         ax.set_title(layer_head(l, accuracy).replace("\n", ", "), loc="left", fontsize=7.5)
     fig.suptitle(title, fontsize=8)
     note(fig, f"n = {n} words", "over the words AND, under them OR; on a word: it alone",
-         "blue: for the class, orange: against it")
+         "blue: for the class, red: against it")
     return fig

@@ -18,18 +18,22 @@ from layerwise_knowledge.look import (
     CYCLE,
     DASHES,
     MARKERS,
+    ORDERED,
     PAGE,
     PRINTED,
     RC,
+    SIGNED,
     colour_key,
     figure,
     how_many,
     layer_head,
+    line_style,
     nonempty,
     note,
     order_colours,
     printed,
     save,
+    side,
     theme,
 )
 from .metrics import bootstrap, merge_first_order, salient, threshold
@@ -111,15 +115,15 @@ def _count(omega):
 # %% ../nbs/19_plots.ipynb #c8b7a3e4
 def _sorted_line(ax, i, k, least, label):
     "Strengths above `least`, strongest first, against their rank per sample"
-    s = _sorted_strengths(i)
+    s, (colour, _, dashes) = _sorted_strengths(i), line_style(k)
     ax.plot(np.arange(1, len(s) + 1) / i.sizes["sample"], np.where(s > least, s, np.nan),
-            color=CYCLE[k % 10], ls=DASHES[k % 5], label=label)
+            color=colour, ls=dashes, label=label)
 
 def _order_bars(ax, omega, k, count):
     "How many are salient by order: one of `count` bars side by side"
     b = bootstrap(omega.groupby("order").sum(["kind", "subset"]).sel(order=slice(1, None)))
     width = .8 / count
-    ax.bar(b.order + dodge(k, count, width), b["mean"], width=width, color=CYCLE[k % 10],
+    ax.bar(b.order + dodge(k, count, width), b["mean"], width=width, color=line_style(k)[0],
            yerr=abs(b[["low", "high"]].to_array() - b["mean"]), error_kw=dict(lw=.6))
     return b.order.values
 
@@ -189,14 +193,15 @@ def _layer_title(l, accuracy, count):
     return "\n".join(lines + [f"{count:.1f} salient"])
 
 def _stack(ax, q, orders):
-    "Grey next to the axis on both sides, orange above, blue below, whiskers on the totals"
+    "Grey next to the axis on both sides, orange above, green below, whiskers on the totals"
     mean = q.mean("sample") if "sample" in q.dims else q
     for sign, part, total in ((1, "forget", "all"), (-1, "new", "all_L")):
         shared = sign * mean.overlap
         ax.bar(orders, shared, color=COLOURS["overlap"], width=.8, lw=0)
         ax.bar(orders, sign * mean[part], bottom=shared, color=COLOURS[part], width=.8, lw=0)
         b = _interval(q[total])
-        ax.vlines(orders, sign * b.low, sign * b.high, color="0.2", lw=.6)
+        for colour, lw in (("w", .9), ("k", .5)):
+            ax.vlines(orders, sign * b.low, sign * b.high, color=colour, lw=lw)
     ax.axhline(0, color="k", lw=.6)
 
 # %% ../nbs/19_plots.ipynb #5ee0c759
@@ -302,8 +307,7 @@ def by_order(
     fig, axs = plt.subplots(1, count, figsize=(PAGE if count > 1 else 1.3 * COLUMN, 2.5),
                             sharey=True, squeeze=False)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
-    style = {l: (CYCLE[k % 10], MARKERS[k % len(MARKERS)], DASHES[k % 5])
-             for k, l in enumerate(labels)}
+    style = {l: line_style(k) for k, l in enumerate(labels)}
     for ax, (name, lines) in zip(axs[0], panels.items()):
         expected = None if chance is None else chance[name]
         _order_panel(ax, lines, style, kind, orders, expected, name)
@@ -348,9 +352,9 @@ def _boxes(ax, x):
     kept = {o: z[np.isfinite(z)] for o, z in groups.items()}
     ax.boxplot(
         list(kept.values()), positions=list(kept), widths=.6, whis=(5, 95), showfliers=False,
-        patch_artist=True, boxprops=dict(facecolor="#CFE3F1", lw=.6), whiskerprops=dict(lw=.6),
-        capprops=dict(lw=.6), medianprops=dict(color=COLOURS["new"], lw=1.2), showmeans=True,
-        meanprops=dict(marker="D", ms=2.5, mfc="white", mec=COLOURS["new"], mew=.7))
+        patch_artist=True, boxprops=dict(facecolor="0.9", lw=.6), whiskerprops=dict(lw=.6),
+        capprops=dict(lw=.6), medianprops=dict(color=CYCLE[0], lw=1.2), showmeans=True,
+        meanprops=dict(marker="D", ms=2.5, mfc="white", mec=CYCLE[0], mew=.7))
     return max(groups), sum(map(len, groups.values())) - sum(map(len, kept.values()))
 
 # %% ../nbs/19_plots.ipynb #b64382a4
@@ -369,7 +373,7 @@ def kappa_sensitivity(
             _sorted_line(ax, i, k, 1e-6, f"{kappa:g}")
             count = float(salient(i, threshold(i, fraction)).sum(["kind", "subset"]).mean())
             ax.annotate(f"{count:.1f}", (.96, .94 - .09 * k), xycoords="axes fraction", ha="right",
-                        va="top", fontsize=6.5, color=CYCLE[k % 10])
+                        va="top", fontsize=6.5, color=line_style(k)[0])
         ax.axhline(fraction, color=COLOURS["tau"], lw=.8, ls=(0, (1, 1)))
         ax.set(yscale="log", ylim=(1e-4, 1.5), title=l)
     axs[0][0].set_ylabel(r"$|I_l(S)|\,/\,\max|I_l|$")
