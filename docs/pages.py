@@ -13,8 +13,8 @@ import layerwise_knowledge as lk
 HERE = Path(__file__).parent.parent
 MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "probes", "interactions",
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
-           "models", "settings", "experiments", "plots", "explore", "judging", "report", "choices",
-           "telling", "solver", "pricing", "files"]
+           "models", "settings", "experiments", "plots", "pictures", "look", "explore", "judging",
+           "report", "choices", "telling", "solver", "pricing", "files"]
 
 
 def cell(text):
