@@ -25,8 +25,8 @@ COLUMN, PAGE = 3.25, 6.75                                          # inches
 COLOURS = {"for": "#005AB5", "against": "#CC3311",                 # the class: a number's sign
            "overlap": "#4D4D4D", "new": "#00A67D", "forget": "#E69F00",     # a layer and the output
            "tau": "#808080"}                                       # limits and references
-CYCLE = ["#33AADD", "#882255", "#999933", "#332288", "#EE99BB",    # networks, and what else has
-         "#6B3E12", "#AA77CC", "#DDCC77", "#66CCBB"]               # a name and no place in a row
+CYCLE = ["#33AADD", "#7A341E", "#ACA852", "#330791", "#D65BB3",    # networks, and what else has
+         "#673165", "#996DF7", "#DDCC77", "#896442"]               # a name and no place in a row
 MARKERS, DASHES = "osD^v<>*pdhP", ["-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (2, 1))]
 ORDERED = mpl.colors.LinearSegmentedColormap.from_list("ordered", ["#F7A8B8", "#C51B8A", "#2A0A4A"])
 SIGNED = mpl.colors.LinearSegmentedColormap.from_list(
@@ -133,8 +133,8 @@ def nonempty(tables, what):
 def order_colours(
     names,  # orders, or layers: what comes one after the other
 ) -> dict:  # name -> colour
-    "From light to dark: orders and layers have a first and a last"
-    return dict(zip(names, ORDERED(np.linspace(0, 1, len(names)))))
+    "From light to dark, faster among the first: low orders are the ones that occur"
+    return dict(zip(names, ORDERED(np.linspace(0, 1, len(names))**.65)))
 
 def line_style(
     k,  # the k-th name: of a network, a pair, a bound
