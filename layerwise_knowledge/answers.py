@@ -72,8 +72,7 @@ def _curve(ax, k, count, label, y, along, dotted):
     "One line, and what it is compared with"
     at = np.linspace(0, 1, y.sizes[along]) if along == "layer" else y[along].values
     shift = plots.dodge(k, count, .008*np.ptp(at)) if count > 3 else 0
-    colour, marker = plots.CYCLE[k % 10], plots.MARKERS[k % len(plots.MARKERS)]
-    dash = plots.DASHES[k % 5]
+    colour, marker, dash = plots.line_style(k)
     plots.curve(ax, at + shift, y.transpose("sample", along), colour, marker, band=count <= 3,
                  ls=dash)
     ax.plot([], [], color=colour, marker=marker, ls=dash, label=plots.printed(label))

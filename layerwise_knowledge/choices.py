@@ -21,7 +21,7 @@ from .judging import FEW, load, mean_order, num, planted, sets
 from .report import CLAIMS, count_at_output, judge, with_tau_drawn
 
 # %% ../nbs/appendix/choices.ipynb #12ch006
-ENDS = {"low": "#009E73", "even": "#999999", "high": "#CC79A7"}      # which optimum -> colour
+ENDS = dict(zip(("low", "even", "high"), plots.CYCLE))               # which optimum -> colour
 
 def optima(t):
     "The table itself and its variants at the other optima: name -> Table, in the order of ENDS"

@@ -6,9 +6,11 @@
 __all__ = ['KINDS', 'SETS', 'strongest_sets', 'from_strongest', 'fit', 'explored', 'panel', 'explorer']
 
 # %% ../nbs/21_explore.ipynb #21exp002
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_rgb
 
-from . import interactions, metrics, plots
+from . import interactions, look, metrics, pictures
 from .files import write
 from .interactions import n_players
 from .knowledge import _image, _sample
@@ -50,7 +52,7 @@ def fit(v, w):
     return 1 - ((v - w)**2).sum()/((v - v.mean())**2).sum(), float(abs(v - w).max())
 
 # %% ../nbs/21_explore.ipynb #21exp015
-SETS = [plots.CYCLE.as_hex()[c] for c in (2, 4, 5, 6, 7, 9)]   # of the six sets; no sign's colour
+SETS = look.CYCLE[:6]                                      # of the six sets; no sign's colour
 
 def _through_layers(ax, i, sets, layer):
     "How strong a few sets are in every layer"
@@ -67,35 +69,32 @@ def _through_layers(ax, i, sets, layer):
 
 def _points(ax, v, w):
     "Scores against scores"
-    ax.plot(v, w, ".", ms=1.5, color=plots.COLOURS["new"], rasterized=True)
+    ax.plot(v, w, ".", ms=1.5, color=look.COLOURS["tau"], rasterized=True)
     ends = [min(v.min(), w.min()), max(v.max(), w.max())]
     ax.plot(ends, ends, color="k", lw=.5)
     ax.set(xlabel="$v_l(x_S)$ (log-odds)", ylabel="from the strongest")
-
-# %% ../nbs/21_explore.ipynb #21exp016
-def _side(value): return plots.COLOURS["new" if value > 0 else "forget"]
 
 # %% ../nbs/21_explore.ipynb #21exp017
 def _on_picture(fig, grid, sets, image, owner, n):
     "Each set on the picture"
     for number, (kind, S, value) in enumerate(sets, 1):
         ax = fig.add_subplot(grid[0, number - 1])
-        plots._cell(ax, image, owner, plots._players_of(S, n), _side(value), True)
+        pictures.draw_set(ax, image, owner, pictures.players_of(S, n), look.side(value), True)
         name = kind.upper() if S.bit_count() > 1 else "alone"
-        ax.set_title(f"{number}: {name} {plots._strength(value)}", fontsize=7,
+        ax.set_title(f"{number}: {name} {pictures.signed(value)}", fontsize=7,
                      color=SETS[number - 1])
 
 # %% ../nbs/21_explore.ipynb #21exp018
 def _in_words(fig, grid, sets, names):
     "Each set in a line: its players marked among all"
     ax = fig.add_subplot(grid[0, :])
-    at = plots._centres(names, 60)
+    at = pictures.word_centres(names, 60)
     for number, (kind, S, value) in enumerate(sets, 1):
         label = kind.upper() if S.bit_count() > 1 else "alone"
-        ax.text(-1, -number, f"{number}: {label} {plots._strength(value)}", ha="right",
+        ax.text(-1, -number, f"{number}: {label} {pictures.signed(value)}", ha="right",
                 va="center", fontsize=7, color=SETS[number - 1])
         for p, (x, name) in enumerate(zip(at, names)):
-            box = dict(facecolor=_side(value), alpha=.6, edgecolor="none", pad=1.5)
+            box = dict(facecolor=look.side(value), alpha=.6, edgecolor="none", pad=1.5)
             on = S >> p & 1
             ax.text(x, -number, name, ha="center", va="center", fontsize=7,
                     color="k" if on else "0.6", bbox=box if on else None)
@@ -103,7 +102,7 @@ def _in_words(fig, grid, sets, names):
     ax.axis("off")
 
 # %% ../nbs/21_explore.ipynb #21exp019
-@plots._figure
+@look.figure
 def explored(
     k,               # what track brought back
     sample=0,        # which input
@@ -118,20 +117,20 @@ def explored(
     i = whole.isel(sample=sample)
     sets = strongest_sets(i, metrics.threshold(whole, tau), layer, kind)
     image, owner = _image(k, sample)
-    fig = plots.plt.figure(figsize=(plots.PAGE, 3.9))
+    fig = plt.figure(figsize=(look.PAGE, 3.9))
     grid = fig.add_gridspec(2, 6, height_ratios=[1, 1.25])
     if image is None:
         _in_words(fig, grid, sets[:6], k.players[sample].names)
     else:
-        own = plots._map_owner(owner, image)
+        own = pictures.map_owner(owner, image)
         _on_picture(fig, grid, sets[:6], image, own, n_players(k.scores))
     _through_layers(fig.add_subplot(grid[1, :3]), i, sets[:6], layer)
     v = k.scores.isel(sample=sample).sel(layer=layer).values
     w = from_strongest(i.sel(layer=layer), strongest)
     _points(fig.add_subplot(grid[1, 3:]), v, w)
     r2, error = fit(v, w)
-    plots.note(fig, f"{layer}: {len(sets)} salient ({kind})", f"{strongest} strongest: "
-               f"$R^2$ {r2:.3f}, largest error {error:.2f}", "blue: for the class, orange: against")
+    look.note(fig, f"{layer}: {len(sets)} salient ({kind})", f"{strongest} strongest: "
+               f"$R^2$ {r2:.3f}, largest error {error:.2f}", "blue: for the class, red: against")
     return fig
 
 # %% ../nbs/21_explore.ipynb #21exp020
@@ -176,7 +175,7 @@ def _drawn(k, s):
     rgb = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
     if image.shape[0] == 1:
         rgb = 1 - rgb                                       # ink on paper
-    own = plots._map_owner(owner, image)
+    own = pictures.map_owner(owner, image)
     return dict(rgb=np.round(rgb*255).astype("uint8"), owner=own.astype("int8"))
 
 def _for_the_page(k, samples, titles):
@@ -202,6 +201,10 @@ function explained(and, or) {       // Theorem 3.3: AND of S within T, OR of S t
   const inside = zeta(and), missed = zeta(or)
   return inside.map((x, T) => x + all - missed[last ^ T])
 }
+'''
+
+# %% ../nbs/21_explore.ipynb #21exp31b
+_STRONGEST = '''
 function sorted_sets(i, kinds) {    // (kind, S, value) of all sets but ∅, strongest first
   const size = i.length / 2, sets = []
   for (const kind of kinds)
@@ -221,13 +224,18 @@ function from_strongest(i, count) { // Lemma 3.4
 '''
 
 # %% ../nbs/21_explore.ipynb #21exp033
-_DRAW = '''
-const FOR = [0, 114, 178], AGAINST = [230, 159, 0]
+_INKS = "const FOR = {}, AGAINST = {}".format(*(
+    [round(255*c) for c in to_rgb(look.COLOURS[name])] for name in ("for", "against")))
+_TOLD = '''
 function css(c) { return `rgba(${c.join(",")},0.55)` }
 function told(s) {
   const what = s.S & (s.S - 1) ? s.kind.toUpperCase() : "alone"
   return `${what} ${s.value < 0 ? "−" : "+"}${Math.abs(s.value).toFixed(2)}`
 }
+'''
+
+# %% ../nbs/21_explore.ipynb #21exp33b
+_DRAW = '''
 function strip(game, sets, across) {   // a picture for each set, in rows; the bottom row first
   const [h, w] = game.owner.shape, wide = across * (w + 2), tall = (6 / across) * (h + 9)
   const out = new Uint32Array(tall * wide)
@@ -238,8 +246,8 @@ function strip(game, sets, across) {   // a picture for each set, in rows; the b
       const p = game.owner[r * w + c], on = p >= 0 && (s.S >> p & 1)
       const at = 4 * ((top - 1 - r) * wide + k % across * (w + 2) + c)
       for (let q = 0; q < 3; q++) {
-        const pale = 255 - 0.55 * (255 - game.rgb[3 * (r * w + c) + q])
-        bytes[at + q] = on ? 0.45 * pale + 0.55 * colour[q] : pale
+        const pale = 255 - 0.4 * (255 - game.rgb[3 * (r * w + c) + q])
+        bytes[at + q] = on ? 0.3 * pale + 0.7 * colour[q] : pale
       }
       bytes[at + 3] = 255
     }
@@ -399,7 +407,7 @@ def _point_figure(points, diagonal):
                x_axis_label="v(x_S) of every masked input, log-odds",
                y_axis_label="from the strongest", title="All scores from a few sets")
     f.scatter("v", "w", size=2.5, line_color=None, fill_alpha=.6,
-              fill_color=plots.COLOURS["new"], source=points)
+              fill_color=look.COLOURS["tau"], source=points)
     f.line("x", "y", line_color="black", source=diagonal)
     return f
 
@@ -438,7 +446,8 @@ def _page(networks):
     words = _word_figure(s["word_source"], s["left"])
     curve = _curve_figure(s["curves"], s["ends"])
     update = CustomJS(
-        code=_SUMS + _DRAW + _WORDS + _LIST + _UPDATE + _SHOW + _CURVES,
+        code="".join([_SUMS, _STRONGEST, _INKS, _TOLD, _DRAW, _WORDS, _LIST, _UPDATE, _SHOW,
+                      _CURVES]),
         args=dict(networks=networks, kinds=KINDS, picture=picture, words=words, summary=summary,
                   table=table, palette=SETS, x_range=picture.x_range, y_range=picture.y_range,
                   layer_range=curve.x_range, **s, **controls))

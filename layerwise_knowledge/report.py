@@ -413,5 +413,5 @@ def _(tables):
         fig.axes[0].xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         for k, t in enumerate(these):                               # what two draws share, at 0
             if (floor := draws_alike(t)) is not None:
-                fig.axes[0].plot(0, floor, marker="_", ms=10, color=plots.CYCLE[k % 10])
+                fig.axes[0].plot(0, floor, marker="_", ms=10, color=plots.line_style(k)[0])
     return fig

@@ -303,10 +303,11 @@ def _maps(k, s, image, owner, plots):
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny018b
 def _original(ax, image, owner, n):
+    from layerwise_knowledge.look import CYCLE
     shown = image.transpose(1, 2, 0)
     ax.imshow(shown.squeeze(), cmap="gray_r" if shown.shape[2] == 1 else None)
     for p in range(n):
-        ax.contour(owner == p, [.5], colors="tab:orange", linewidths=.35)
+        ax.contour(owner == p, [.5], colors=CYCLE[0], linewidths=.35)
     _bare(ax)
     ax.set_title(f"{n} players", fontsize=7)
 
@@ -315,9 +316,10 @@ def _bare(ax):
     ax.spines[:].set_visible(False)
 
 def _map(ax, k, s, layer, share, owner):
-    "What a layer knows: red speaks for the class, blue against it"
+    "What a layer knows: blue speaks for the class, red against it"
+    from layerwise_knowledge.look import SIGNED
     top = np.abs(share).max() or 1
-    ax.imshow(np.where(owner >= 0, share[owner], np.nan), cmap="RdBu_r", vmin=-top, vmax=top)
+    ax.imshow(np.where(owner >= 0, share[owner], np.nan), cmap=SIGNED, vmin=-top, vmax=top)
     strongest = _groups(k, s, layer).head(1)
     for kind, S, x in zip(strongest.kind, strongest.players, strongest.value):
         ax.contour(np.isin(owner, S).astype(float), [.5], colors="k", linewidths=1)
@@ -352,9 +354,10 @@ def _rows(k, s, plots, each=3):
 
 # %% ../nbs/12_sampled_knowledge.ipynb #12mny020b
 def _cells(ax, table):
-    "Numbers on red where they speak for the class, on blue where against it"
+    "Numbers on blue where they speak for the class, on red where against it"
+    from layerwise_knowledge.look import SIGNED
     top = np.abs(table).max(0, initial=0)
-    ax.imshow(table/np.where(top > 0, top, 1), cmap="RdBu_r", vmin=-1.6, vmax=1.6, aspect="auto")
+    ax.imshow(table/np.where(top > 0, top, 1), cmap=SIGNED, vmin=-1.6, vmax=1.6, aspect="auto")
     for r, c in np.argwhere(table):
         ax.text(c, r, f"{table[r, c]:+.2f}".replace("-", "−"), ha="center", va="center", fontsize=7)
     ax.tick_params(length=0)

@@ -1,6 +1,8 @@
 """Figures: same data, same bytes; nothing half-written stays; what they show was computed."""
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -200,3 +202,30 @@ def test_bad_input_is_one_clear_sentence(call, error, words):
     with pytest.raises(error, match=words) as e:
         call()
     assert "\n" not in str(e.value) and len(str(e.value)) < 320
+
+
+def test_one_colour_has_one_meaning():
+    "Colours come from one table; greys and black are free"
+    for path in (Path(__file__).parent.parent/"nbs").rglob("*.ipynb"):
+        if path.stem == "look" or ".ipynb_checkpoints" in path.parts:
+            continue
+        cells = json.loads(path.read_text())["cells"]
+        source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        for word in re.findall(r"tab:\w+|RdBu|coolwarm|vlag|[\"']colorblind[\"']", source):
+            raise AssertionError(f"{path.name} says {word}: colours come from look")
+        for red, green, blue in re.findall(r"#(\w\w)(\w\w)(\w\w)\b[\"']", source):
+            assert red == green == blue, f"{path.name}: #{red}{green}{blue} is not in look"
+
+
+def test_signs_and_fates_share_no_colour():
+    colours = P.COLOURS
+    assert len({c.lower() for c in [*colours.values(), *P.CYCLE]}) == len(colours) + len(P.CYCLE)
+    assert P.side(.1) == colours["for"] and P.side(-.1) == colours["against"]
+    fig = P.layer_changes(SAMPLES, "and")
+    bars = [p for ax in fig.findobj(matplotlib.axes.Axes) for p in ax.patches]
+    shown = {matplotlib.colors.to_hex(p.get_facecolor()).upper() for p in bars}
+    assert shown == {colours[name] for name in ("overlap", "forget", "new")}
+    fig = FIGURES["attributions"]()
+    bars = [p for ax in fig.axes for p in ax.patches]
+    shown = {matplotlib.colors.to_hex(p.get_facecolor()).upper() for p in bars}
+    assert shown == {colours["for"], colours["against"]}
