@@ -14,9 +14,9 @@ HERE = Path(__file__).parent.parent
 MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "probes", "interactions",
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
            "models", "training", "settings", "experiments", "results", "plots", "pictures", "look",
-           "explore", "judging", "answers", "measured", "report", "choices", "telling", "solver",
-           "column_generation", "pricing", "held_out", "noise_size", "asked_again", "sources",
-           "files"]
+           "explore", "judging", "answers", "measured", "report", "choices", "telling",
+           "patch_choice", "hooks", "solver", "column_generation", "pricing", "held_out",
+           "noise_size", "asked_again", "sources", "files"]
 
 
 def cell(text):

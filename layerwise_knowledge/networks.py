@@ -14,8 +14,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .players import _kind
-from .scores import _explained, _frozen, _inputs, _tensor, _to_model, _wide
+from .checks import _inputs, _kind
+from .hooks import _explained, _frozen, _tensor, _to_model
+from .scores import _wide
+
+# %% ../nbs/04_networks.ipynb #03net02b
+def _input_kind(x):
+    if isinstance(x, pd.DataFrame):
+        return "frame"
+    return "dict" if isinstance(x, Mapping) else "tensor" if torch.is_tensor(x) else "array"
 
 # %% ../nbs/04_networks.ipynb #03net002
 def packed(
@@ -29,11 +36,6 @@ def packed(
                             "them in the form that the model takes")
         return _pack_frames(inputs) if kinds[0] == "frame" else _pack_dicts(inputs)
     return [_inputs(x, "x") for x in inputs], dict(kind=kinds[0])
-
-def _input_kind(x):
-    if isinstance(x, pd.DataFrame):
-        return "frame"
-    return "dict" if isinstance(x, Mapping) else "tensor" if torch.is_tensor(x) else "array"
 
 def _pack_dicts(inputs):
     "Every entry flattened, one after the other"
@@ -192,6 +194,7 @@ def _kind_of_network(how):
     from layerwise_knowledge.text import TextNetwork
     return TextNetwork
 
+# %% ../nbs/04_networks.ipynb #03net09b
 @torch.no_grad()
 def _all_outputs(network, x):
     "What the model returns for some inputs, if it can be logits"

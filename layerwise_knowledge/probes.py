@@ -19,14 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .checks import _check_labels, _inputs, _labels, _whole
 from .files import compare, content, load_tensors, save_tensors
-from .players import _whole
-from layerwise_knowledge.scores import (
+from layerwise_knowledge.hooks import (
     _check_company,
-    _check_labels,
     _frozen,
-    _inputs,
-    _labels,
     _named_layers,
     _one_input,
     _reached,

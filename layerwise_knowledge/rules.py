@@ -11,18 +11,15 @@ import re
 import numpy as np
 import torch
 
-from layerwise_knowledge.players import (
-    FeaturePlayers,
-    PatchPlayers,
-    Players,
+from .checks import _numbers, _whole
+from layerwise_knowledge.patch_choice import (
     _enough,
-    _numbers,
     _shape,
-    _whole,
     central_patches,
     foreground_patches,
     grid_size,
 )
+from .players import FeaturePlayers, PatchPlayers, Players
 
 # %% ../nbs/02_rules.ipynb #02gam002
 class Game:
@@ -84,6 +81,7 @@ def _even_cells(x, n, size):
     def spread(k, count): return [int((2 * i + 1) * count / (2 * k)) for i in range(k)]
     return [(r, c) for r in spread(down, rows) for c in spread(across, cols)]
 
+# %% ../nbs/02_rules.ipynb #02gam05b
 def _middle_cells(x, n, size):
     "The paper's central 6x6 of 8x8 cells: all but the border, if that is enough"
     rows, cols = grid_size(x.shape, size)

@@ -19,15 +19,14 @@ import xarray as xr
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import networks, scores, text
+from . import hooks, networks, scores, text
+from .checks import _kind, _labels, _numbers
 from .files import content, kept, part
 from .knowledge import Knowledge, extract
 from layerwise_knowledge.players import (
     FeaturePlayers,
     Players,
     _fitted,
-    _kind,
-    _numbers,
     check_size,
     mean_baseline,
 )
@@ -39,18 +38,18 @@ from .sparsify import sparsify
 # %% ../nbs/10_track.ipynb #11trk007
 def _calls(network, x):
     "(name, module, output) of every call of a submodule for the first input, in order"
-    heard, modules = [], scores._modules(network)
+    heard, modules = [], hooks._modules(network)
     def hook(name, module):
         def keep(module, inputs, output):
             try:
-                heard.append((name, module, scores._features(network, name, output).clone()))
+                heard.append((name, module, hooks._features(network, name, output).clone()))
             except ValueError:
                 heard.append((name, module, None))                    # no tensor, nothing to probe
         return module.register_forward_hook(keep)
     handles = [hook(name, module) for name, module in modules.items() if name != "output"]
     try:
-        with scores._frozen(network), torch.no_grad():
-            network(scores._to_model(network, x[:1]))
+        with hooks._frozen(network), torch.no_grad():
+            network(hooks._to_model(network, x[:1]))
     finally:
         for handle in handles:
             handle.remove()
@@ -69,7 +68,7 @@ def layers(
     """Names and shapes of the layers of a network, for `track(layers=...)` (layer l of Section 3.1)
 
     Shapes are of the features of one input. Raises TypeError for what is no network."""
-    modules = scores._modules(model)
+    modules = hooks._modules(model)
     if x is None:
         rows = [(name, m, tuple(getattr(getattr(m, "weight", None), "shape", ())))
                 for name, m in modules.items() if name != "output"]
@@ -157,12 +156,12 @@ def _explained(network, kind, x, y):
     if kind == "value":
         return torch.ones(len(x), dtype=torch.int64)              # v is the output: see networks
     if y is None:
-        with scores._frozen(network):
-            z = [network(scores._to_model(network, part)).argmax(-1).cpu() for part in x.split(128)]
+        with hooks._frozen(network):
+            z = [network(hooks._to_model(network, part)).argmax(-1).cpu() for part in x.split(128)]
         return torch.cat(z)
     if np.ndim(y) == 0 and not torch.is_tensor(y):
         y = np.full(len(x), y)
-    return scores._labels(y, x.shape[:1]).cpu()
+    return _labels(y, x.shape[:1]).cpu()
 
 # %% ../nbs/10_track.ipynb #11trk015
 def _games(players, x, train, how):
@@ -284,8 +283,8 @@ def _kept_name(*parts):
 @torch.no_grad()
 def _fingerprint(network, x):
     "By what a network is known again: its weights, how it prints, and what it answers"
-    with scores._frozen(network):
-        answer = network(scores._to_model(network, x[:1]))
+    with hooks._frozen(network):
+        answer = network(hooks._to_model(network, x[:1]))
     weights = [w for _, w in sorted(network.state_dict().items())]
     inner = getattr(network, "wrapped_network", network)
     shown = str(inner) if isinstance(inner, nn.Module) else type(inner).__name__
@@ -314,8 +313,8 @@ def _probes(network, names, kind, train, test, cache, mark, progress):
 # %% ../nbs/10_track.ipynb #11trk019cm
 def _check_classes(network, x, y):
     "Say so if probes cannot learn a class of which train has none: a part of a sorted set, say"
-    with torch.no_grad(), scores._frozen(network):
-        classes = network(scores._to_model(network, x[:1])).shape[1]
+    with torch.no_grad(), hooks._frozen(network):
+        classes = network(hooks._to_model(network, x[:1])).shape[1]
     if len(y.unique()) < classes:
         warnings.warn(f"train holds {len(y.unique())} of the network's {classes} classes, so its "
                       "probes cannot know the others; is it a part of a set sorted by class?",
@@ -442,12 +441,12 @@ def _names(network, kind, names, x, train):
         inner = getattr(network, "wrapped_network", network)
         if train is None or kind == "value" or not isinstance(inner, nn.Module):
             return ["output"]
-        with torch.no_grad(), scores._frozen(network):
-            classes = network(scores._to_model(network, x[:1])).shape[1]
+        with torch.no_grad(), hooks._frozen(network):
+            classes = network(hooks._to_model(network, x[:1])).shape[1]
         single = getattr(network, "single", False)
         usual = getattr(network, "usual", list)()
         names = usual or _blocks(network, x, 1 if single else classes)
-    names = [name for name in scores._named_layers(network, names) if name != "output"] + ["output"]
+    names = [name for name in hooks._named_layers(network, names) if name != "output"] + ["output"]
     if train is None and len(names) > 1:
         raise ValueError(f"{', '.join(names[:-1])} must be read by probes, and probes be trained: "
                          "give train=(x_train, y_train); only 'output' needs none")
@@ -459,12 +458,12 @@ def _walk(network, x, labels, games, names, others, b, T, cache, told, progress)
     y, y_train, y_test = labels
     y = _explained(network, told["kind"], x, y)
     def labelled(z, t):
-        return (z, t if told["kind"] == "value" else scores._labels(t, z.shape[:1]).cpu())
+        return (z, t if told["kind"] == "value" else _labels(t, z.shape[:1]).cpu())
     train, test = [None if z is None else labelled(z, t)
                    for z, t in zip(others, (y_train, y_test))]
     _check_games(x, games, b, T)
-    with scores._frozen(network):
-        scores._check_company(network, scores._one_input(network, names, x), x)
+    with hooks._frozen(network):
+        hooks._check_company(network, hooks._one_input(network, names, x), x)
     mark = _fingerprint(network, x) if cache is not None else ""
     probes = _probes(network, names, told["kind"], train, test, cache, mark, progress)
     v = _scored(network, x, y, games, names, probes, b, T, cache, mark, progress)

@@ -123,7 +123,7 @@ def test_choice_depends_on_the_image_alone():
     for same in (lambda x: (x * 255).round().to(torch.uint8), torch.Tensor.double,
                  lambda x: x[0].numpy()):
         assert forward == [foreground_patches(same(image)) for image in images]
-    code = ("import torch; from layerwise_knowledge.players import *; "
+    code = ("import torch; from layerwise_knowledge.players import foreground_patches; "
             "g = torch.Generator().manual_seed(0); "
             "print(foreground_patches((torch.rand((1, 28, 28), generator=g) * 255).round() / 255))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
