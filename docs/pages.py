@@ -14,7 +14,8 @@ HERE = Path(__file__).parent.parent
 MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "probes", "interactions",
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
            "models", "settings", "experiments", "plots", "explore", "judging", "report", "choices",
-           "telling", "solver", "pricing", "files", "patch_choice", "hooks"]
+           "telling", "solver", "pricing", "files", "patch_choice", "hooks",
+           "logistic", "probe_files"]
 
 
 def cell(text):
