@@ -15,8 +15,9 @@ MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "prob
            "sparsify", "metrics", "sampled", "sampled_knowledge", "text", "datasets", "sentences",
            "models", "training", "settings", "experiments", "results", "plots", "pictures", "look",
            "explore", "judging", "answers", "measured", "report", "choices", "telling",
-           "patch_choice", "hooks", "solver", "column_generation", "pricing", "held_out",
-           "noise_size", "asked_again", "sources", "files"]
+           "patch_choice", "hooks", "logistic", "feature_store", "probe_files", "solver",
+           "column_generation", "pricing", "held_out", "noise_size", "asked_again", "sources",
+           "files"]
 
 
 def cell(text):

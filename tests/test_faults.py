@@ -15,7 +15,8 @@ import xarray as xr
 
 from layerwise_knowledge import experiments as ex
 from layerwise_knowledge import files, models, plots, results, scores, training
-from layerwise_knowledge.probes import Probes, _tensors
+from layerwise_knowledge.probe_files import _tensors
+from layerwise_knowledge.probes import Probes
 
 ROOT = Path(__file__).parent.parent
 SMALL = dict(noise_samples=2, draws=2, attributed=2)

@@ -6,9 +6,9 @@ from test_scores import Early, blobs, conv, small
 from torch import nn
 from torch.nn import functional as F
 
+from layerwise_knowledge.feature_store import _pooled
 from layerwise_knowledge.probes import (
     Probes,
-    _pooled,
     bootstrap_probes,
     held_out,
     sgd_probes,
