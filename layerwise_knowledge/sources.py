@@ -149,6 +149,8 @@ def _read_mnist_5k(path):
 def _read_csv(path, columns):
     try:
         frame = pd.read_csv(path)
+        fractions = [c for c in frame if pd.api.types.is_float_dtype(frame[c])]
+        frame = pd.read_csv(path, converters=dict.fromkeys(fractions, float))    # to the last digit
     except (ValueError, OSError) as e:
         raise ValueError(f"{path} cannot be read as a table ({e}); fetch it again") from None
     if lacking := [c for c in columns if c not in frame]:

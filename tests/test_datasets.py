@@ -91,6 +91,14 @@ def test_known_content_in_any_order_and_any_file_is_known(monkeypatch, tmp_path)
     with pytest.warns(UserWarning, match="bike from .* is not what this project was tested with"):
         D.load("bike")
 
+def test_fractions_of_a_table_are_read_to_the_last_digit(tmp_path):
+    "Before 3.1, pandas reads these otherwise; which rows are for testing hangs on their text"
+    texts = ["31.819999999999997", "34.089999999999996", "54.001999999999995", "0.81"]
+    path = tmp_path/"table.csv"
+    path.write_text("\n".join(["a", *texts, ""]))
+    found = sources._read_csv(path, ["a"]).a
+    assert list(found) == [float(t) for t in texts] and list(found.astype(str)) == texts
+
 def test_random_pixels_of_the_right_shape_are_named(monkeypatch, tmp_path):
     image_file(tmp_path, "mnist")
     monkeypatch.setenv("LAYERWISE_DATA", str(tmp_path))
