@@ -58,7 +58,8 @@ def made_by(
     history = [{k: z for k, z in epoch.items() if k != "seconds"} for epoch in about["history"]]
     network = dict(accuracy=about["accuracy"], history=history,
                    weights_sha256=about["weights_sha256"])
-    network |= {k: about[k] for k in ("dev",) if k in about}     # of sentences
+    if "dev" in about:                                           # sentences have one
+        network["dev"] = about["dev"]
     def training(k):
         if k in probes.gap:
             return dict(gap=probes.gap[k], penalty=probes.penalty[k])
