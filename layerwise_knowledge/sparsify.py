@@ -44,9 +44,8 @@ def _certificate(z, low, low_cost, prefer):
     if prefer == "high":
         apart = ((1 + _EPSILON*(n - 1))*objective - low_cost)/_EPSILON - beyond
     else:
-        apart = beyond - (low_cost - objective)/_EPSILON
+        apart = beyond - np.maximum(low_cost - objective, 0)/_EPSILON
     order_gap = np.clip(apart, 0, None)/np.maximum(beyond, 1e-3*objective + 1e-300)
-    order_gap[(beyond == 0) & (prefer == "low")] = 0              # nothing is lower
     if prefer == "even":
         order_gap[:] = math.nan                                   # no promise about orders
     gap = (objective - low)/np.where(objective > 0, objective, 1)
