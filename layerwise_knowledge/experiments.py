@@ -465,11 +465,10 @@ def ship(
     s: dict,      # settings
     most=2.5e6,   # bytes of weights
 ) -> list[Path]:  # the files, in data/results
-    """Copy an experiment's tables and extractions, the extractions of its variants, and networks
-    that are small, to data/results, where every clone finds them"""
-    wanted = [(one, "network", ".safetensors") for one in variants(s)]
-    wanted += [(s, "probes", ".safetensors"), (s, "attributions", ".nc"), (s, "scores", ".nc"),
-               (noise_settings(s), "noise", ".nc")]
+    """Copy an experiment's tables and extractions, the extractions of its variants, and its network
+    if that is small, to data/results, where every clone finds them"""
+    wanted = [(s, "network", ".safetensors"), (s, "probes", ".safetensors"),
+              (s, "attributions", ".nc"), (s, "scores", ".nc"), (noise_settings(s), "noise", ".nc")]
     wanted += [(one, "interactions", ".nc") for one in variants(s)]
     folder, out = project_folder()/"data"/"results", []
     for path in dict.fromkeys(step_file(*w) for w in wanted):

@@ -88,8 +88,8 @@ class _Valley:
         return (w @ self.directions * (inside - outside)) @ self.directions.T + outside*w
 
 # %% ../nbs/appendix/logistic.ipynb #ad70bd5f
-_SEARCH = dict(max_iter=1000, max_eval=1500, history_size=60, tolerance_grad=0, tolerance_change=0,
-               line_search_fn="strong_wolfe")
+_STEPS = 1000, 1000, 8000      # of three attempts
+_SEARCH = dict(history_size=60, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe")
 
 # %% ../nbs/appendix/logistic.ipynb #04prb024
 def _optimum(reading, valley, start, penalty, tol):
@@ -108,10 +108,11 @@ def _optimum(reading, valley, start, penalty, tol):
             raise StopIteration
         z.grad = valley.stretch(slope, penalty, -.5)
         return total
-    for attempt in range(3):
+    for steps in _STEPS:
         z = valley.stretch(best["w"], penalty, .5)
         with suppress(StopIteration):
-            torch.optim.LBFGS([z], **_SEARCH).step(lambda: objective(z))
+            search = torch.optim.LBFGS([z], max_iter=steps, max_eval=3*steps//2, **_SEARCH)
+            search.step(lambda: objective(z))
         if best["gap"] <= tol:
             break
         reading.dtype = torch.float64         # what float32 cannot tell, double precision can
