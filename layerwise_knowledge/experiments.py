@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE', 'READ', 'get_data', 'baseline', 'get_network', 'device', 'ingredients', 'get_probes', 'get_samples',
            'explained_class', 'get_scores', 'get_interactions', 'get_knowledge', 'run', 'get_noise', 'get_attributions',
-           'variants', 'noise_settings', 'everything', 'ship']
+           'variants', 'everything', 'ship']
 
 # %% ../nbs/18_experiments.ipynb #4fbce7a7
 import json
@@ -439,15 +439,6 @@ def variants(
     "The experiment itself, then the same with some settings changed"
     return [s] + [settings(s["profile"], s["dataset"], s["network"], **v) for v in s["variants"]]
 
-def noise_settings(
-    s: dict,     # settings
-) -> dict:       # settings
-    """These; or the same with prefer='even', the rule before 0.2, where noise was drawn under that
-    alone"""
-    even = s | {"prefer": "even"}
-    there = [step_file(one, "noise", ".nc").exists() for one in (s, even)]
-    return even if s["prefer"] == "low" and there == [False, True] else s
-
 def everything(
     s: dict,         # settings
     progress=True,
@@ -458,7 +449,7 @@ def everything(
     if s["attributed"]:
         get_attributions(s, progress)
     if s["noise_samples"]:
-        get_noise(noise_settings(s), progress)
+        get_noise(s, progress)
 
 # %% ../nbs/18_experiments.ipynb #ddb502eb
 def ship(
@@ -468,7 +459,7 @@ def ship(
     """Copy an experiment's tables and extractions, the extractions of its variants, and its network
     if that is small, to data/results, where every clone finds them"""
     wanted = [(s, "network", ".safetensors"), (s, "probes", ".safetensors"),
-              (s, "attributions", ".nc"), (s, "scores", ".nc"), (noise_settings(s), "noise", ".nc")]
+              (s, "attributions", ".nc"), (s, "scores", ".nc"), (s, "noise", ".nc")]
     wanted += [(one, "interactions", ".nc") for one in variants(s)]
     folder, out = project_folder()/"data"/"results", []
     for path in dict.fromkeys(step_file(*w) for w in wanted):

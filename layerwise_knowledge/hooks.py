@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checks import _kind
+from .input_checks import _kind
 
 # %% ../nbs/appendix/hooks.ipynb #dbd8b47a
 def _copy(name, f): return f.clone()

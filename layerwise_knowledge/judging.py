@@ -324,17 +324,14 @@ def ready(s):
     return ex.step_file(s, "interactions", ".nc").exists()
 
 def named(variant):
-    """{'kappa': 0.03, 'samples': 30} -> 'kappa=0.03': how many samples is said elsewhere, and draws
-    of the training set are always read by probes that are solved"""
-    said = {"samples", "probe"} if "bootstrap" in variant else {"samples"}
-    return ", ".join(f"{k}={z}" for k, z in variant.items() if k not in said)
+    "{'kappa': 0.03, 'samples': 30} -> 'kappa=0.03': how many samples is said elsewhere"
+    return ", ".join(f"{k}={z}" for k, z in variant.items() if k != "samples")
 
 def read_table(s, **more):
     "The table of one experiment, from its files"
     out = ex.get_interactions(s, progress=False)
-    noisy, pixels = ex.noise_settings(s), None
-    there = s["noise_samples"] and ex.step_file(noisy, "noise", ".nc").exists()
-    noise = ex.get_noise(noisy, progress=False) if there else None
+    there = s["noise_samples"] and ex.step_file(s, "noise", ".nc").exists()
+    noise, pixels = ex.get_noise(s, progress=False) if there else None, None
     if ex.step_file(s, "scores", ".nc").exists():
         _, x, _, players = ex.get_samples(s)
         pixels = (x, torch.stack([p.owner for p in players])) if x.ndim == 4 else None

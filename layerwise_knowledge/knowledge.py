@@ -18,13 +18,6 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from . import metrics, networks, scores
-from layerwise_knowledge.asked_again import (
-    _check_noise,
-    _check_same,
-    _has_gradients,
-    integrated_gradients,
-    noisy_scores,
-)
 from .files import load_table, save_table
 from layerwise_knowledge.interactions import (
     and_interactions,
@@ -32,10 +25,17 @@ from layerwise_knowledge.interactions import (
     reconstruct,
     shapley_values,
 )
+from layerwise_knowledge.noise_and_gradients import (
+    _check_noise,
+    _check_same,
+    _has_gradients,
+    integrated_gradients,
+    noisy_scores,
+)
 from .players import Players, _kind
 from .probes import Probes, _linear
-from .shown import _accuracies, _image, _rows, _short
 from .sparsify import sparsify
+from .summary import _accuracies, _image, _rows, _short
 
 # %% ../nbs/09_knowledge.ipynb #11knw005
 CERTIFICATE = ("objective", "lower_bound", "gap", "order_gap", "kappa")

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['READINGS', 'count_at_output', 'with_tau_drawn', 'counts_by_tau', 'tau_of', 'tau_panels', 'strength_by_order',
            'rise_and_fall', 'top_change', 'by_distance', 'draws_alike', 'common', 'pairs', 'salient_sets', 'iou_floor',
-           'kappas', 'without_noise', 'stabilities', 'partial', 'trend_of', 'at_equal_strength', 'noise_by_order',
-           'relative_change', 'with_pixels']
+           'kappas', 'stabilities', 'partial', 'trend_of', 'at_equal_strength', 'noise_by_order', 'relative_change',
+           'with_pixels']
 
 # %% ../nbs/appendix/measured.ipynb #bc86f222
-import json
 import math
 import re
 from itertools import combinations
@@ -163,17 +162,10 @@ def kappas(tables):
             for k, other in t.variants.items() if re.fullmatch(r"kappa=[\d.]+", k)]
 
 # %% ../nbs/appendix/measured.ipynb #12cl039
-def without_noise(t):
-    """The table whose salient sets the noise followed: its variant where noise was drawn under the
-    rule before"""
-    rule = json.loads(t.noise.attrs.get("settings", "{}")).get("prefer")
-    own = not t.settings or rule in (None, t.settings["prefer"])
-    return t if own else t.variants[f"prefer={rule}"]
-
 def stabilities(t):
     "Stability of every sample that has noise draws: (sample, layer, kind, order)"
     noise = t.noise
-    omega = without_noise(t).omega.sel(layer=noise.layer.values, sample=noise.sample.values)
+    omega = t.omega.sel(layer=noise.layer.values, sample=noise.sample.values)
     return metrics.stability_from_moments(noise["mean"], noise["std"], omega, per_sample=True)
 
 # %% ../nbs/appendix/measured.ipynb #9d5e23b1
@@ -197,9 +189,8 @@ def trend_of(y):
 def at_equal_strength(t):
     "Correlation of a set's stability with its order, its strength held fixed: (sample, layer)"
     mean, std = t.noise["mean"], t.noise["std"]
-    clean = without_noise(t).i
-    strength = abs(clean.sel(layer=mean.layer.values, sample=mean.sample.values))
-    order, found = np.broadcast_to(clean.order.values, (2, clean.sizes["subset"])), []
+    strength = abs(t.i.sel(layer=mean.layer.values, sample=mean.sample.values))
+    order, found = np.broadcast_to(t.i.order.values, (2, t.i.sizes["subset"])), []
     for k, l in np.ndindex(mean.sizes["sample"], mean.sizes["layer"]):
         m, s, a = (z.isel(sample=k, layer=l).transpose("kind", "subset").values
                    for z in (mean, std, strength))

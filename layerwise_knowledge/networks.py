@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .checks import _inputs, _kind
 from .hooks import _explained, _frozen, _tensor, _to_model
+from .input_checks import _inputs, _kind
 from .scores import _wide
 
 # %% ../nbs/04_networks.ipynb #03net02b

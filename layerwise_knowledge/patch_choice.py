@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 import torch
 
-from .checks import _numbers, _whole
+from .input_checks import _numbers, _whole
 
 # %% ../nbs/appendix/patch_choice.ipynb #24f5904f
 def grid_size(

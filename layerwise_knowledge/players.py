@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import torch
 
-from .checks import _kind, _like_input, _numbers, _whole
+from .input_checks import _kind, _like_input, _numbers, _whole
 from layerwise_knowledge.patch_choice import (
     _shape,
     central_patches,

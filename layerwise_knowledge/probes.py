@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .checks import _check_labels, _inputs, _labels, _whole
 from .feature_store import _accuracy, _Features, _right, _sources, _unpooled
 from .hooks import _check_company, _frozen, _named_layers, _one_input
+from .input_checks import _check_labels, _inputs, _labels, _whole
 from layerwise_knowledge.logistic import (
     _BATCH,
     _optimum,

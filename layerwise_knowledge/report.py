@@ -78,7 +78,6 @@ from layerwise_knowledge.measured import (
     trend_of,
     with_pixels,
     with_tau_drawn,
-    without_noise,
 )
 
 # %% ../nbs/appendix/claims.ipynb #12cl012
@@ -297,16 +296,14 @@ def c8(tables):
         if t.noise is None:
             continue
         readings = {"ρ": trend_of(stabilities(t)), "ρ at equal strength": at_equal_strength(t)}
-        before = " (even)"*(without_noise(t) is not t)
-        out += [finding(t, y.sel(layer=l, drop=True), what, BELOW, inside, f"{t.name} {l}{before}")
+        out += [finding(t, y.sel(layer=l, drop=True), what, BELOW, inside, f"{t.name} {l}")
                 for l in t.noise.layer.values for what, y in readings.items()]
     return out
 
 @picture("C8")
 def _(tables):
     these = [t for t, _ in within(tables, IMAGES) if t.noise is not None]
-    lines = {t.name + " (even)"*(without_noise(t) is not t):
-             stabilities(t).sel(layer="output").mean("kind") for t in these}
+    lines = {t.name: stabilities(t).sel(layer="output").mean("kind") for t in these}
     fig = curves(lines, "order", "order $m$", "stability at the output", yscale="log")
     if fig:
         plots.plain(fig.axes[0].yaxis)

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import torch
 
-from .checks import _numbers, _whole
+from .input_checks import _numbers, _whole
 from layerwise_knowledge.patch_choice import (
     _enough,
     _shape,

@@ -16,7 +16,6 @@ import xarray as xr
 from torch import nn
 from tqdm import tqdm
 
-from .checks import _check_labels, _inputs, _kind, _labels, _numbers, _whole
 from layerwise_knowledge.hooks import (
     _explained,
     _frozen,
@@ -27,6 +26,14 @@ from layerwise_knowledge.hooks import (
     _tolerance,
     _two_answers,
     features,
+)
+from layerwise_knowledge.input_checks import (
+    _check_labels,
+    _inputs,
+    _kind,
+    _labels,
+    _numbers,
+    _whole,
 )
 from .interactions import orders
 from layerwise_knowledge.players import (

@@ -20,8 +20,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import hooks, networks, scores, text
-from .checks import _kind, _labels, _numbers
 from .files import content, kept, part
+from .input_checks import _kind, _labels, _numbers
 from .knowledge import Knowledge, extract
 from layerwise_knowledge.players import (
     FeaturePlayers,

@@ -205,16 +205,3 @@ def test_noise_again_by_hand(cache):
         np.testing.assert_allclose(ours, one.where(omega).values, atol=2e-3*scale)
     with pytest.raises(ValueError, match="draws no noise"):
         ex.get_noise(s | {"noise_samples": 0})
-
-
-def test_noise_of_the_rule_before_is_taken_where_no_other_was_drawn(cache):
-    low = ex.settings("smoke", "mnist", "mlp7")
-    even, high = low | {"prefer": "even"}, low | {"prefer": "high"}
-    file = lambda s: ex.step_file(s, "noise", ".nc")
-    assert len({file(s) for s in (low, even, high)}) == 3        # which optimum determines the file
-    assert ex.noise_settings(low) == low                                     # nothing is there
-    cache.mkdir(parents=True)
-    file(even).touch()
-    assert ex.noise_settings(low) == even and ex.noise_settings(high) == high
-    file(low).touch()
-    assert ex.noise_settings(low) == low
