@@ -16,7 +16,7 @@ MODULES = ["track", "knowledge", "players", "rules", "scores", "networks", "prob
            "models", "training", "settings", "experiments", "results", "plots", "pictures", "look",
            "explore", "judging", "answers", "measured", "report", "choices", "telling",
            "patch_choice", "hooks", "logistic", "feature_store", "probe_files", "solver",
-           "column_generation", "pricing", "held_out", "noise_size", "noise_and_gradients", "sources",
+           "column_generation", "pricing", "held_out", "noise_size", "noise_gradients", "sources",
            "files"]
 
 

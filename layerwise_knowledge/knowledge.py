@@ -25,7 +25,7 @@ from layerwise_knowledge.interactions import (
     reconstruct,
     shapley_values,
 )
-from layerwise_knowledge.noise_and_gradients import (
+from layerwise_knowledge.noise_gradients import (
     _check_noise,
     _check_same,
     _has_gradients,
