@@ -58,7 +58,6 @@ def lower_bound(v, kappa, u, cost=1.):
     u = u/np.maximum(1, (np.abs(price(u))/cost).max((-1, -2)))[..., None]
     return np.maximum(0, (u*v).sum(-1) - kappa*np.abs(u).sum(-1))
 
-# %% ../nbs/appendix/solver.ipynb #276b2c8e
 def mend(v, kappa, z):
     "A feasible point near z: (z, δ) with v - δ = c + Az, |δ| <= κ, c the midrange"
     left = v - explain(z)
@@ -100,7 +99,6 @@ def _half_of_players(h):
               for d, b in spaces.items()]
     return basis, Z, blocks
 
-# %% ../nbs/appendix/solver.ipynb #591f0478b
 def _inverses(halves, sigma):
     "(rows, columns, their shape, inverse of AAᵀ + σ there) of every pair of spaces"
     row = 0
@@ -448,6 +446,7 @@ def _bounds(P, at, now, k):
         return np.nanmax(lower_bound(P.v, k, way, cost))
     return best(np.ones_like(P.cost)), best(P.cost)
 
+# %% ../nbs/appendix/solver.ipynb #s0lv3r46
 def _settled_price(P, at, now):
     "u that charges every interaction of the support exactly its cost"
     plus = at.plus > now.room
