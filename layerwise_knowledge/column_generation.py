@@ -188,15 +188,26 @@ def _proof(p, lam, nodes, hopeful):
     return factor, all_found
 
 # %% ../nbs/appendix/column_generation.ipynb #aa826996b
+def _use_up(p, lam, pool):
+    "The optimum over the columns at hand, all singles and pairs, and the pool"
+    while True:
+        _settle(p, lam, 0)
+        pool -= set(p.sets)
+        left = sorted(pool)
+        g = np.abs(p.r @ indicators(left, p.T))/p.M/p.costs(left)
+        if not _add(p, _strongest({S: x for S, x in zip(left, g) if x > lam*(1 + 1e-8)}, 100)):
+            return
+
 def _certified(p, lam, nodes, rounds=40):
     "Add columns at λ until none exceeds its price, or nodes or rounds end: proven factor"
-    finished = True
+    finished, pool = True, set()
     for k in range(rounds):
-        _settle(p, lam, 0)
+        _use_up(p, lam, pool)
         factor, found = _proof(p, lam, nodes, finished)
         finished = factor < 1.001
         have = set(p.sets)
         new = {S: x for S, x in found.items() if x > lam*(1 + 1e-8) and S not in have}
         if not new or k == rounds - 1 or (k > 0 and not finished):
             return max([factor, *(x/lam for x in new.values())])
-        _add(p, _strongest(new, 100))
+        pool |= set(new)
+

@@ -46,7 +46,8 @@ def _fit(A, v, ridge):
     return v.mean() - mean @ z, z
 
 # %% ../nbs/appendix/held_out.ipynb #7b23f033
-_EPSILON = .05           # what one more player costs, beside 1 for the first
+_FLAT, _STEEP = .05, 1.  # what one more player costs, beside 1 for the first
+_DENSE = 1/8             # more sets than this for each mask: a game for the steep price
 _RIDGES = 1e-8, 1e-3
 
 def _judge(sets, T, v, held, score):
@@ -73,8 +74,8 @@ def _step(p, lam, T, v, held, score):
                 lasso=score @ (lasso - v[held])**2)
 
 # %% ../nbs/appendix/held_out.ipynb #7b23f033b
-def _path(p, T, v, held, score, enough):
-    "Steps down the λs, until the held-out error turns or is enough"
+def _path(p, T, v, held, score, enough, most):
+    "Steps down the λs, until the held-out error turns or is enough, or `most` sets a mask are not"
     p.z[:], p.r = 0, p.v
     lam, steps, since = max(g.max() for g in _small(p).values()), [], 0
     best = dict(score=math.inf, lasso=math.inf)
@@ -82,7 +83,7 @@ def _path(p, T, v, held, score, enough):
         lam *= .8
         s = _step(p, lam, T, v, held, score)
         steps.append(s)
-        if enough(s["error"]) or len(s["sets"]) > p.M/2:
+        if enough(s["error"]) or len(s["sets"]) > most*p.M:
             break
         better = s["score"] < .998*best["score"] or s["lasso"] < .9*best["lasso"]
         same = len(steps) > 1 and steps[-2]["sets"] == s["sets"]
@@ -112,6 +113,17 @@ def _scout(p, rounds=30):
             return
 
 # %% ../nbs/appendix/held_out.ipynb #a56a80fcb
+def _priced(*table):
+    "The program and its path at the flat price, or at the steep one if the game is dense"
+    for epsilon, most in ((_FLAT, _DENSE), (_STEEP, 1/2)):
+        T, v, held, score, enough = table
+        p = _Program(T[~held], v[~held], epsilon)
+        _scout(p)
+        steps = _path(p, *table, most)
+        if len(steps[-1]["sets"]) <= most*p.M or enough(steps[-1]["error"]):
+            break
+    return p, steps
+
 def _extract(T, v, kappa, nodes):
     "Steps, the one chosen, its program, and the proven factor, for one table of scores"
     held = _held_out(T)
@@ -119,13 +131,12 @@ def _extract(T, v, kappa, nodes):
     spread = w @ v[held]**2 - (w @ v[held])**2
     score = (w/np.maximum(spread, 1e-300)[:, None]).mean(0)
     def enough(e): return w.mean(0) @ e <= kappa**2/3 or score @ e < 1e-9
-    p = _Program(T[~held], v[~held], _EPSILON)
-    _scout(p)
-    steps = _path(p, T, v, held, score, enough)
+    p, steps = _priced(T, v, held, score, enough)
     s = _chosen(steps, score, enough)
     z = dict(zip(s["sets"], s["z"]))
     p.z = np.array([z.get(S, 0.) for S in p.sets])
     return steps, s, p, _certified(p, s["lam"], nodes), held, score
+
 
 # %% ../nbs/appendix/held_out.ipynb #c1fdf794
 def _intervals(e, v, held, T):

@@ -45,6 +45,81 @@ def _inside(X, keep, a):
             out[b, t] = x[rows[t]]
     return out, rows[:m]
 
+# %% ../nbs/appendix/pricing.ipynb #60d05594
+_AHEAD = 5           # how many players further (2) looks; the last one loses all
+
+@njit(nogil=True, cache=True)
+def _largest(x, alive, out):
+    "The largest of the x that are alive, in falling order"
+    out[:] = 0
+    for b in range(x.size):
+        if alive[b] and x[b] > out[-1]:
+            i = out.size - 1
+            while i > 0 and out[i - 1] < x[b]:
+                out[i] = out[i - 1]
+                i -= 1
+            out[i] = x[b]
+
+@njit(nogil=True, cache=True)
+def _hopes(own, rest, loss, best, lost, limit):
+    "May a set with one player and j = 1, 2, ... more of its row reach limit[j]?"
+    for j in range(1, _AHEAD + 1):
+        rest -= lost[j - 1] if lost[j - 1] > loss else lost[j]       # one that is its own is left out
+        rest = max(rest, 0) if j < _AHEAD else 0
+        top = min(own, best[j - 1] if best[j - 1] > own else best[j])
+        if top - rest >= limit[j]:
+            return True
+        if rest == 0:                                  # dearer sets have nothing more to lose
+            return False
+    return False
+
+# %% ../nbs/appendix/pricing.ipynb #de2c3e27
+@njit(nogil=True, cache=True)
+def _narrow(P, N, whole, alive, limit):
+    "Of the players alive, those that may reach a limit through P - N; how many"
+    loss, before, m = whole - N, alive.size + 1, alive.sum()
+    best, lost = np.empty(_AHEAD + 1, np.int64), np.empty(_AHEAD + 1, np.int64)
+    while 1 < m < before:
+        _largest(P, alive, best)
+        _largest(loss, alive, lost)
+        for b in range(P.size):
+            alive[b] = alive[b] and _hopes(P[b], N[b], loss[b], best, lost, limit)
+        before, m = m, alive.sum()
+    if m < 2:
+        alive[:] = False
+
+@njit(nogil=True, cache=True)
+def _row(P, N, whole, a, limit):
+    "A first look: the same for all b > a at once, with the largest P and the smallest N"
+    top, least = np.int64(0), whole
+    for b in range(a + 1, P.size):
+        top, least = max(top, P[b]), min(least, N[b])
+    rest = least
+    for j in range(1, _AHEAD + 1):
+        rest = max(rest - (whole - least), 0) if j < _AHEAD else 0
+        if top - rest >= limit[j] or rest == 0:
+            return top - rest >= limit[j]
+    return False
+
+# %% ../nbs/appendix/pricing.ipynb #73292b3d
+@njit(nogil=True, cache=True)
+def _survivors(P, N, all_P, all_N, a, limit):
+    "The b > a of which S∪{a, b} may have a superset that counts, the weakest first"
+    up, down = _row(P, N, all_N, a, limit), _row(N, P, all_P, a, limit)
+    if not (up or down):
+        return np.empty(0, np.int64)
+    alive = np.zeros(P.size, np.bool_)
+    if up:
+        alive[a + 1:] = P[a + 1:] >= limit[1]
+        _narrow(P, N, all_N, alive, limit)
+    if down:
+        other = np.zeros(P.size, np.bool_)
+        other[a + 1:] = N[a + 1:] >= limit[1]
+        _narrow(N, P, all_P, other, limit)
+        alive |= other
+    keep = np.flatnonzero(alive)
+    return keep[np.argsort(np.maximum(P, N)[keep])]
+
 # %% ../nbs/appendix/pricing.ipynb #bbe00dec
 @njit(nogil=True, cache=True)
 def _note(S, b, g, state, sets, strength):
@@ -67,27 +142,26 @@ def _note(S, b, g, state, sets, strength):
 def _expand(S, names, X, p, q, limit, state, sets, strength):
     "All supersets of S that can count; X: the columns of `names` over the masks that contain S"
     k, C = S.size, names.size
+    ahead = limit[k + 2:k + 3 + _AHEAD] - p.size           # rounding: less than 1 a mask
     pa, qa, with_a = np.empty_like(p), np.empty_like(q), np.append(S, 0)
-    keep, bounds = np.empty(C, np.int64), np.empty(C, np.int64)
+    P, N = np.zeros(C, np.int64), np.zeros(C, np.int64)
     for a in range(C - 1):
         if state[0] <= 0:                                  # the node limit
             state[2] = 1
             return
         _within(p, X[a], pa)
         _within(q, X[a], qa)
-        with_a[k], m = names[a], 0
+        with_a[k] = names[a]
         for b in range(a + 1, C):
-            P, N = _sums(pa, qa, X[b])
-            if abs(P - N) + p.size >= limit[k + 2]:        # rounding: less than 1 a mask
-                _note(with_a, names[b], P - N, state, sets, strength)
-            if max(P, N) >= limit[k + 3]:
-                keep[m], bounds[m] = b, max(P, N)
-                m += 1
+            P[b], N[b] = _sums(pa, qa, X[b])
+            if abs(P[b] - N[b]) >= ahead[0]:
+                _note(with_a, names[b], P[b] - N[b], state, sets, strength)
         state[0] -= C - a - 1
-        if m > 1:
-            order = keep[:m][np.argsort(bounds[:m])]
+        order = _survivors(P, N, pa.sum(), qa.sum(), a, ahead)
+        if order.size > 1:
             inside, rows = _inside(X, order, a)
             _expand(with_a, names[order], inside, p[rows], q[rows], limit, state, sets, strength)
+
 
 # %% ../nbs/appendix/pricing.ipynb #3992cb0a
 def words(
@@ -114,6 +188,7 @@ def search(
     scale = (2**31 - 1 - 2*X.shape[1])/max(np.abs(u).sum(), 1e-300)
     p, q = (np.ceil(np.maximum(s*u, 0)*scale*(1 + 1e-12)).astype(np.int32) for s in (1, -1))
     limit = np.floor(np.minimum(theta*scale*price, 2.**62)).astype(np.int64)
+    limit = np.append(limit, np.full(_AHEAD, limit[-1]))
     bounds = np.maximum(-(X @ p.astype(np.int64)), -(X @ q.astype(np.int64)))
     names = np.flatnonzero(bounds >= limit[2])
     names = names[np.argsort(bounds[names], kind="stable")]
