@@ -105,15 +105,20 @@ def _small(p):
         out[kind] = np.triu(g/cost)
     return out
 
+_PARTS = 4   # of each search, side by side
+
 def _large(p, theta, nodes):
     "The same for the sets of three and more where it reaches θ: set -> value; finished?"
-    def of(kind):
-        return p.pricing.search(p.words[kind], p.r, theta*p.M, p.price, nodes)
-    with ThreadPoolExecutor(2) as threads:
-        answers = dict(zip(p.seen, threads.map(of, p.seen)))
-    sets = [(kind, S) for kind, (found, _, _) in answers.items() for S in found if len(S) > 2]
+    def of(kind, k):
+        return p.pricing.search(p.words[kind], p.r, theta*p.M, p.price, nodes//_PARTS,
+                                part=(k, _PARTS))
+    asked = [(kind, k) for k in range(_PARTS) for kind in p.seen]
+    with ThreadPoolExecutor(len(asked)) as threads:
+        answers = list(threads.map(of, *zip(*asked)))
+    sets = [(kind, S) for (kind, _), (found, _, _) in zip(asked, answers) for S in found
+            if len(S) > 2]
     g = np.abs(p.r @ indicators(sets, p.T))/p.M
-    return dict(zip(sets, g/p.costs(sets))), all(finished for _, _, finished in answers.values())
+    return dict(zip(sets, g/p.costs(sets))), all(finished for _, _, finished in answers)
 
 # %% ../nbs/appendix/column_generation.ipynb #0aef8071
 def _strongest(found, most):
@@ -129,38 +134,51 @@ def _settle(p, lam, tol=1e-7):
             return
 
 # %% ../nbs/appendix/column_generation.ipynb #ac2c2d6b
+def _one_more(g, who, keys, most):
+    "The sets with one player more that are strongest: key -> (g, row, player)"
+    g[who], larger = 0, {}
+    flat = np.round(g.ravel(), 6)
+    least = np.partition(flat, -most)[-most] if most < flat.size else 0
+    among = np.flatnonzero(flat >= least)
+    order = among[np.argsort(-flat[among], kind="stable")][:most]             # ties: by number
+    for x, of, b in zip(g.ravel()[order], *map(np.ndarray.tolist, divmod(order, g.shape[1]))):
+        if not keys[of] >> b & 1:
+            larger.setdefault(keys[of] | 1 << b, (x, of, b))
+    return larger
+
 def _climb(T, u, price, theta, width=100):
     "Sets of three and more that reach θ times their price, on the way up from pairs: set -> value"
-    X, u, n, found = T.astype(float), u/len(u), T.shape[1], {}
-    columns_of, sets = np.ascontiguousarray(X.T), [()]
-    inside, keep = np.ones((1, len(u))), 4*width
+    u, n, found = u/len(u), T.shape[1], {}
+    X, columns_of = T.astype(float), np.ascontiguousarray(T.T, float)
+    inside, who, keys = np.ones((1, len(u))), np.zeros((1, n), bool), [0]
     for k in range(1, n + 1):
-        g = np.abs((inside*u) @ X)/price[k]
-        for row, S in zip(g, sets):
-            row[list(S)] = 0
-        larger = {}
-        order = np.argsort(-np.round(g/theta, 6), axis=None, kind="stable")   # ties: by number
-        for i in order[:n if k == 1 else 3*keep]:
-            of, b = divmod(int(i), n)
-            if b in sets[of]:
-                continue
-            larger.setdefault(tuple(sorted((*sets[of], b))), (g[of, b], of, b))
-        found |= {S: x for S, (x, _, _) in larger.items() if k > 2 and x >= theta}
-        if k > 2 and max((x for x, _, _ in larger.values()), default=0) < theta/2:
+        g = np.abs((inside*u) @ X)/(price[k]*theta)
+        larger = _one_more(g, who, keys, n if k == 1 else 12*width)
+        found |= {key: x*theta for key, (x, _, _) in larger.items() if k > 2 and x >= 1}
+        keys = list(larger)[:4*width if k == 2 else max(n, width) if k == 1 else width]
+        of, b = np.array([larger[key][1:] for key in keys]).T
+        inside, who = inside[of]*columns_of[b], who[of]
+        who[np.arange(len(b)), b] = True
+        hope = np.maximum(inside @ np.maximum(u, 0), inside @ np.maximum(-u, 0))
+        hope = np.flatnonzero(hope >= theta*price[k + 1])      # the others' supersets cannot count
+        inside, who, keys = inside[hope], who[hope], [keys[i] for i in hope]
+        if not keys:
             break
-        sets = list(larger)[:keep if k == 2 else max(n, width) if k == 1 else width]
-        of, b = np.array([larger[S][1:] for S in sets]).T
-        inside = inside[of]*columns_of[b]
-    return found
+    return {tuple(i for i in range(n) if key >> i & 1): x for key, x in found.items()}
 
 # %% ../nbs/appendix/column_generation.ipynb #ac2c2d6bb
+def _looked(p, theta):
+    "What a quick look finds, of both kinds: set -> value"
+    def of(kind): return _climb(p.seen[kind], p.r, p.price, theta)
+    with ThreadPoolExecutor(2) as threads:
+        both = list(zip(p.seen, threads.map(of, p.seen)))
+    return {(kind, S): x for kind, found in both for S, x in found.items()}
+
 def _optimum(p, lam, rounds=2):
     "The optimum over singles, pairs and what a quick look finds"
     for _ in range(rounds):
         _settle(p, lam)
-        found = {(kind, S): x for kind, T in p.seen.items()
-                 for S, x in _climb(T, p.r, p.price, lam*(1 + 1e-4)).items()}
-        if not _add(p, _strongest(found, 100)):
+        if not _add(p, _strongest(_looked(p, lam*(1 + 1e-4)), 100)):
             break
 
 # %% ../nbs/appendix/column_generation.ipynb #aa826996

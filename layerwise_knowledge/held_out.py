@@ -16,8 +16,8 @@ from layerwise_knowledge.column_generation import (
     _active_set,
     _add,
     _certified,
-    _climb,
     _gap,
+    _looked,
     _optimum,
     _Program,
     _small,
@@ -107,9 +107,7 @@ def _scout(p, rounds=30):
         theta = 2.2*p.r.std()/np.sqrt(p.M)
         found = {(kind, (i,) if i == j else (i, j)): g[i, j] for kind, g in _small(p).items()
                  for i, j in np.argwhere(g > theta).tolist()}
-        found |= {(kind, S): x for kind, T in p.seen.items()
-                  for S, x in _climb(T, p.r, p.price, theta).items()}
-        if not _add(p, _strongest(found, 10)) or len(p.sets) > p.M/4:
+        if not _add(p, _strongest(found | _looked(p, theta), 10)) or len(p.sets) > p.M/4:
             return
 
 # %% ../nbs/appendix/held_out.ipynb #a56a80fcb

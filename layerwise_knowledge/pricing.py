@@ -145,7 +145,8 @@ def _expand(S, names, X, p, q, limit, state, sets, strength):
     ahead = limit[k + 2:k + 3 + _AHEAD] - p.size           # rounding: less than 1 a mask
     pa, qa, with_a = np.empty_like(p), np.empty_like(q), np.append(S, 0)
     P, N = np.zeros(C, np.int64), np.zeros(C, np.int64)
-    for a in range(C - 1):
+    first, step = (state[3], state[4]) if k == 0 else (0, 1)
+    for a in range(first, C - 1, step):
         if state[0] <= 0:                                  # the node limit
             state[2] = 1
             return
@@ -183,6 +184,7 @@ def search(
     price,         # ... for each unit of price: price[k] for order k = 0, ..., n + 3, not falling
     nodes=10**7,   # sets to look at, at most
     most=512,      # sets to return, at most
+    part=(0, 1),   # which part of the search, of how many: they may run side by side
 ):                 # (sets of two players or more, players in order), sets looked at, finished?
     "Sets S with |Σ u over the masks that contain S| >= theta*price[|S|]; strongest kept"
     scale = (2**31 - 1 - 2*X.shape[1])/max(np.abs(u).sum(), 1e-300)
@@ -192,7 +194,7 @@ def search(
     bounds = np.maximum(-(X @ p.astype(np.int64)), -(X @ q.astype(np.int64)))
     names = np.flatnonzero(bounds >= limit[2])
     names = names[np.argsort(bounds[names], kind="stable")]
-    state = np.array([nodes, 0, 0])
+    state = np.array([nodes, 0, 0, *part])               # left, found, stopped?
     sets, strength = np.zeros((most, -(-len(X)//64)), np.uint64), np.zeros(most, np.int64)
     _expand(np.zeros(0, np.int64), names, X[names], p, q, limit, state, sets, strength)
     found = [_members(row) for row in sets[:state[1]]]
