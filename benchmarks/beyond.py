@@ -1,5 +1,5 @@
 """Sparse interactions from sampled masks, ours beside its peers:
-.venv/bin/python benchmarks/beyond.py [truth planted image photo census layers]
+.venv/bin/python benchmarks/beyond.py [truth planted image photo census layers price]
 
 truth    n = 12 and 14, where all scores are known: what of the exhaustive salient sets comes back
          from 500 to 4,000 masks (census: 2,000)
@@ -8,6 +8,7 @@ image    ResNet-20 on CIFAR-10, players 8x8 (n = 16), 6x6 (n = 25) and 4x4 pixel
 photo    MobileNetV2 on a photograph, 7x7 players (n = 49)
 census   MLP-7 on the census table, every column a player (n = 12; scores shipped)
 layers   one picture, n = 64, all eight layers of ResNet-20 at once: time, gaps, held-out R²
+price    the same pictures as in `image`: what a set of k players costs, 1 + ε(k - 1), for three ε
 
 All methods get the same number of scored masks. LASSO and ours get the same masks
 (`masks(..., sizes="mixed")`); SPEX and ProxySPEX draw their own, about half the players each;
@@ -30,7 +31,7 @@ from joblib import parallel_config
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent)]
 from layerwise_knowledge import experiments as ex
-from layerwise_knowledge import metrics
+from layerwise_knowledge import held_out, metrics
 from layerwise_knowledge.knowledge import extract
 from layerwise_knowledge.players import PatchPlayers, mean_baseline
 from layerwise_knowledge.sampled import indicators, masks, sampled_interactions
@@ -339,8 +340,25 @@ def run_layers():
     return dict(scored=scored, seconds=time.time() - start, rows=rows)
 
 
+def run_price():
+    rows = []
+    for side, n in ((8, 16), (6, 25), (4, 64)):
+        for layer in LAYERS:
+            game = once(image(0, side, layer))
+            H, E = masks(n, FRESH, seed=7, sizes="half"), masks(n, FRESH, seed=8, sizes="even")
+            for epsilon in (.05, .3, 1.):
+                held_out._FLAT = held_out._STEEP = epsilon
+                a = ours(game, n, 4000)
+                rows.append(dict(game=f"{layer} n={n}", epsilon=epsilon, terms=len(a["sets"]),
+                                 players=sum(len(S) for _, S in a["sets"]), gap=a["gap"],
+                                 half=r2(a["predict"](H), game(H)), seconds=a["seconds"],
+                                 even=r2(a["predict"](E), game(E))))
+                print(rows[-1], flush=True)
+    return rows
+
+
 def main():
-    parts = sys.argv[1:] or ["truth", "planted", "census", "image", "photo", "layers"]
+    parts = sys.argv[1:] or ["truth", "planted", "census", "image", "photo", "layers", "price"]
     path = HERE/"beyond.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     for part in parts:
@@ -355,7 +373,7 @@ def as_text(kept):
             "or_terms", "third", "largest", "gap"]
     names = ["game", "method", "masks", "CPU s", "terms", "R² p=½", "R² even sizes", "error ∅",
              "error N", "ORs", "order > 2", "highest", "gap"]
-    rows = [row for part, rows in kept.items() if part not in ("truth", "layers")
+    rows = [row for part, rows in kept.items() if part not in ("truth", "layers", "price")
             for row in rows]
     def cell(row, key):
         x = row.get(key, "cannot" if key == "terms" else "")
@@ -377,6 +395,12 @@ def as_text(kept):
                   "|---|---|---|---|---|"]
         lines += [f"| {r['layer']} | {r['terms']} | {r['r2']:.3f} | {r['gap']:.0e} | "
                   f"{r['factor']:.2f} |" for r in a["rows"]]
+    if "price" in kept:
+        lines += ["", "| ResNet-20 | ε | terms | players in them | R² p=½ | R² even sizes | gap "
+                  "| CPU s |", "|---|---|---|---|---|---|---|---|"]
+        lines += [f"| {r['game']} | {r['epsilon']:g} | {r['terms']} | {r['players']} | "
+                  f"{r['half']:.3f} | {r['even']:.3f} | {r['gap']:.0e} | {r['seconds']:.0f} |"
+                  for r in kept["price"]]
     return "\n".join(lines) + "\n"
 
 

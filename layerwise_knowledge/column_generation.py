@@ -167,9 +167,9 @@ def _climb(T, u, price, theta, width=100):
     return {tuple(i for i in range(n) if key >> i & 1): x for key, x in found.items()}
 
 # %% ../nbs/appendix/column_generation.ipynb #ac2c2d6bb
-def _looked(p, theta):
+def _looked(p, theta, width=100):
     "What a quick look finds, of both kinds: set -> value"
-    def of(kind): return _climb(p.seen[kind], p.r, p.price, theta)
+    def of(kind): return _climb(p.seen[kind], p.r, p.price, theta, width)
     with ThreadPoolExecutor(2) as threads:
         both = list(zip(p.seen, threads.map(of, p.seen)))
     return {(kind, S): x for kind, found in both for S, x in found.items()}
@@ -207,10 +207,10 @@ def _proof(p, lam, nodes, hopeful):
 
 # %% ../nbs/appendix/column_generation.ipynb #aa826996b
 def _use_up(p, lam, pool):
-    "The optimum over the columns at hand, all singles and pairs, and the pool"
+    "The optimum over columns at hand, singles, pairs, the pool and what a longer look finds"
     while True:
         _settle(p, lam, 0)
-        pool -= set(p.sets)
+        pool = (pool | set(_looked(p, lam*(1 + 1e-6), 1000))) - set(p.sets)
         left = sorted(pool)
         g = np.abs(p.r @ indicators(left, p.T))/p.M/p.costs(left)
         if not _add(p, _strongest({S: x for S, x in zip(left, g) if x > lam*(1 + 1e-8)}, 100)):

@@ -199,6 +199,7 @@ def _one(T, v, kappa, nodes):
         on = np.abs(z) > 1e-4*np.abs(z).max(initial=0)            # the rest is rounding
         sets, z = [S for S, keep in zip(sets, on) if keep], z[on]
         return dict(c=c, terms=list(zip(sets, z.tolist())), lam=s["lam"],
+                    epsilon=p.price[2] - 1,
                     gap=_gap(p, s["lam"], factor), factor=factor, r2=1 - score @ e,
                     errors=_intervals(e, v, held, T) + _ends(sets, T, v),
                     path=[(s["lam"], len(s["sets"]), 1 - s["score"]) for s in steps])

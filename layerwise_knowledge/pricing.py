@@ -64,7 +64,7 @@ def _largest(x, alive, out):
 def _hopes(own, rest, loss, best, lost, limit):
     "May a set with one player and j = 1, 2, ... more of its row reach limit[j]?"
     for j in range(1, _AHEAD + 1):
-        rest -= lost[j - 1] if lost[j - 1] > loss else lost[j]       # one that is its own is left out
+        rest -= lost[j - 1] if lost[j - 1] > loss else lost[j]     # not its own
         rest = max(rest, 0) if j < _AHEAD else 0
         top = min(own, best[j - 1] if best[j - 1] > own else best[j])
         if top - rest >= limit[j]:

@@ -65,6 +65,7 @@ class Sampled:
     factor: np.ndarray     # no column exceeds its price by more than this factor
     r2: np.ndarray         # held-out R², the mean of p = 1/2 and even sizes
     lam: np.ndarray        # λ
+    epsilon: np.ndarray    # a set of k players costs λ(1 + ε(k - 1)): .05, in a dense game 1
     errors: pd.DataFrame   # leading axes, at (half, even, empty, full), error, low, high, r2, ...
     path: pd.DataFrame     # leading axes, lam, terms, r2: the λs that were tried
     axes: dict             # name -> labels of the leading axes
@@ -110,7 +111,7 @@ def _collected(answers, axes, shape, n):
                 for row in a[key]]
         return pd.DataFrame(rows, columns=[*axes, *names])
     return Sampled(numbers("c"), _objects([a["terms"] for a in answers], shape), numbers("gap"),
-                   numbers("factor") < 1.001, *map(numbers, ("factor", "r2", "lam")),
+                   numbers("factor") < 1.001, *map(numbers, ("factor", "r2", "lam", "epsilon")),
                    frame("errors", _ERRORS), frame("path", ["lam", "terms", "r2"]),
                    axes, n)
 

@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 from layerwise_knowledge import column_generation as cg
 from layerwise_knowledge import pricing
 from layerwise_knowledge import sampled as s
-from layerwise_knowledge.held_out import _EPSILON
+from layerwise_knowledge.held_out import _FLAT, _STEEP
 from layerwise_knowledge.sampled_knowledge import sparse_metrics
 from layerwise_knowledge.sparsify import sparsify
 
@@ -29,10 +29,11 @@ def game(sets, T):
     return s.indicators(list(sets), T) @ np.array(list(sets.values()))
 
 
-@given(st.integers(3, 9), st.integers(0, 10**6), st.sampled_from([0, .05, .5]))
-def test_pricing_leaves_nothing_out(n, seed, epsilon):
+@given(st.integers(3, 10), st.integers(0, 10**6), st.sampled_from([0, .05, .3, 1]), st.booleans())
+def test_pricing_leaves_nothing_out(n, seed, epsilon, ties):
     rng = np.random.default_rng(seed)
-    T, u = rng.random((80, n)) < rng.uniform(.2, .9), rng.standard_normal(80)
+    T, u = rng.random((80, n)) < rng.uniform(.2, 1, (80, 1)), rng.standard_normal(80)
+    u = np.sign(u) if ties else u
     u -= u.mean()
     price = 1 + epsilon*np.maximum(np.arange(n + 4) - 1., 0)
     theta = rng.uniform(1, 10)
@@ -44,14 +45,15 @@ def test_pricing_leaves_nothing_out(n, seed, epsilon):
 
 @pytest.mark.parametrize("n", [6, 8, 10])
 @pytest.mark.parametrize("lam", [.3, .1, .05])
-def test_objective_is_that_of_all_columns(n, lam):
+@pytest.mark.parametrize("epsilon", [_FLAT, _STEEP])
+def test_objective_is_that_of_all_columns(n, lam, epsilon):
     T = s.masks(n, 60)
     v = np.random.default_rng(n).standard_normal(60) + 2*T[:, :3].all(1) - T[:, 3:6].any(1)
-    p = cg._Program(T, v, _EPSILON)
+    p = cg._Program(T, v, epsilon)
     factor = cg._certified(p, lam, 10**7)
     mine = p.r @ p.r/2/60 + lam*np.abs(p.z) @ p.costs(p.sets)
     sets = [("and", S) for S in every(n)] + [("or", S) for S in every(n, 2)]
-    w = 1 + _EPSILON*np.array([len(S) - 1 for _, S in sets])
+    w = 1 + epsilon*np.array([len(S) - 1 for _, S in sets])
     m = Lasso(lam, tol=1e-9, max_iter=10**5).fit(s.indicators(sets, T)/w, v)
     literal = ((m.predict(s.indicators(sets, T)/w) - v)**2).mean()/2 + lam*np.abs(m.coef_).sum()
     assert abs(mine - literal) < 1e-6*literal
@@ -61,7 +63,7 @@ def test_objective_is_that_of_all_columns(n, lam):
 def test_the_gap_is_a_bound_when_the_search_is_cut_short():
     T = s.masks(10, 200)
     v = np.random.default_rng(0).standard_normal(200)
-    cut, whole = (cg._Program(T, v, _EPSILON) for _ in range(2))
+    cut, whole = (cg._Program(T, v, _FLAT) for _ in range(2))
     factor = cg._certified(cut, .05, 60)
     cg._certified(whole, .05, 10**7)
     def objective(p): return p.r @ p.r/2/p.M + .05*np.abs(p.z) @ p.costs(p.sets)
