@@ -146,6 +146,7 @@ def _one_more(g, who, keys, most):
             larger.setdefault(keys[of] | 1 << b, (x, of, b))
     return larger
 
+# %% ../nbs/appendix/column_generation.ipynb #9b1a30b4
 def _climb(T, u, price, theta, width=100):
     "Sets of three and more that reach θ times their price, on the way up from pairs: set -> value"
     u, n, found = u/len(u), T.shape[1], {}

@@ -59,6 +59,7 @@ def _judge(sets, T, v, held, score):
         out.append((score @ e, e))
     return min(out, key=lambda o: o[0])
 
+# %% ../nbs/appendix/held_out.ipynb #8fa04085
 def _one_se(worse):
     "Standard error of a sum"
     return np.sqrt(len(worse))*worse.std()

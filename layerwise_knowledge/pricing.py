@@ -60,6 +60,7 @@ def _largest(x, alive, out):
                 i -= 1
             out[i] = x[b]
 
+# %% ../nbs/appendix/pricing.ipynb #4256d1a6
 @njit(nogil=True, cache=True)
 def _hopes(own, rest, loss, best, lost, limit):
     "May a set with one player and j = 1, 2, ... more of its row reach limit[j]?"
@@ -88,6 +89,7 @@ def _narrow(P, N, whole, alive, limit):
     if m < 2:
         alive[:] = False
 
+# %% ../nbs/appendix/pricing.ipynb #790ed7ae
 @njit(nogil=True, cache=True)
 def _row(P, N, whole, a, limit):
     "A first look: the same for all b > a at once, with the largest P and the smallest N"
