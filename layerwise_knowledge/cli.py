@@ -305,7 +305,7 @@ def _ask_which(c, f):
     if f is reproduce:
         c.add_argument("--dask", metavar="ADDRESS", help="let the workers of this dask "
                        "scheduler extract, as in tcp://host:8786")
-    usual = "paper" if f in (figures, report) else "quick"
+    usual = "paper" if f in (reproduce, figures, report) else "quick"
     try:
         known = ": " + ", ".join(ex.profiles())
     except FileNotFoundError:                      # help can be had anywhere

@@ -111,8 +111,13 @@ def save(
 
 # %% ../nbs/appendix/look.ipynb #bee49922
 def note(fig, *parts):
-    "A line under the figure: what it rests on"
-    fig.supxlabel("   ".join(p for p in parts if p), fontsize=6.5, color="0.35", x=.99, ha="right")
+    "A line under the figure, or two: what it rests on"
+    lines, room = [""], 22*fig.bbox.width/fig.dpi                             # letters
+    for p in filter(None, parts):
+        fits = lines[-1] and len(lines[-1]) + 3 + len(p) <= room
+        lines[-1:] = [f"{lines[-1]}   {p}"] if fits else [*filter(None, lines[-1:]), p]
+    fig.supxlabel("\n".join(lines), fontsize=6.5, color="0.35", x=.99, ha="right",
+                  multialignment="right")
 
 def how_many(i):
     "How many players a table has, in words"

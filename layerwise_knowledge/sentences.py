@@ -32,9 +32,11 @@ def read_sentences(
 ):              # (sentences, labels)
     "Sentences and their classes, one per line"
     try:
-        head, *lines = Path(path).read_text("utf-8").split("\n")
+        head, *lines = Path(path).read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is damaged or no text; copy it again") from None
+        raise ValueError(f"{path} is damaged, truncated or no text; copy it again") from None
+    if lines[-1:] != [""] and head == "sentence\tlabel":
+        raise ValueError(f"{path} is truncated: its last line has no end; copy it again")
     pairs = [line.rpartition("\t") for line in lines if line]
     if head != "sentence\tlabel":
         raise ValueError(f"{path} begins with {head[:40]!r}, wanted the header 'sentence', a tab, "
@@ -43,9 +45,10 @@ def read_sentences(
         if label not in ("0", "1") or not sentence.strip():
             raise ValueError(f"{path} line {k}: wanted a sentence, a tab and 0 or 1, got "
                              f"{(sentence + ' | ' + label)[-40:]!r}")
-    if rows not in (None, len(pairs)) or lines[-1:] != [""]:
-        raise ValueError(f"{path} is cut short: it holds {len(pairs):,} rows"
-                         f"{f', wanted {rows:,}' if rows else ''}; copy it again")
+    if rows not in (None, len(pairs)):
+        what = "truncated" if len(pairs) < rows else "another file"
+        raise ValueError(f"{path} is {what}: it holds {len(pairs):,} rows, wanted {rows:,}; "
+                         "copy it again")
     return tuple(s.strip() for s, _, _ in pairs), [int(label) for _, _, label in pairs]
 
 # %% ../nbs/15_sentences.ipynb #06sst006

@@ -128,6 +128,15 @@ def _pair(data, what):
         raise TypeError(f"{what} must be a pair, {what}=(x_{what}, y_{what}), got {_kind(data)}")
     return tuple(data)
 
+def _loaded(model, players):
+    "A network that is named, for sentences; any other as it is"
+    if not isinstance(model, (str, Path)):
+        return model
+    if not isinstance(players, text.Words):
+        raise TypeError(f"a network by name is one for sentences and takes players=lk.words("
+                        f"{str(model)!r}), got players={_kind(players)}; load any other first")
+    return text.by_name("AutoModelForSequenceClassification", model)
+
 # %% ../nbs/10_track.ipynb #11trk014
 def _are_labels(y):
     "Are these classes (True), values (False), or is there nothing to tell (None)?"
@@ -389,7 +398,8 @@ def _sampled(v, kappa, cache, progress):
 
 # %% ../nbs/10_track.ipynb #11trk022
 def track(
-    model,           # torch.nn.Module; or, output only, a scikit-learn estimator or a function
+    model,           # torch.nn.Module; or, output only, a scikit-learn estimator or a function;
+                     # of sentences also by name: its folder, or what the hub calls it
     x,               # inputs to explain, (N, ...): tensor, array, dict, data frame, sentences
     y=None,          # (N,) classes whose log-odds are explained; default: the predicted ones
     players=None,    # patches, segments, columns or words (...), a map of owners, one per sample
@@ -410,11 +420,11 @@ def track(
     Scores and interactions are in log-odds. A single output is the logit of class 1 if there are
     labels, else v is the output itself. Probes read maps averaged to 4,096 features. Raises
     ValueError or TypeError, in a sentence, where something does not fit."""
-    train, test = _pair(train, "train"), _pair(test, "test")
+    model, train, test = _loaded(model, players), _pair(train, "train"), _pair(test, "test")
     labels = [_classes(model, z) for z in (y, train and train[1], test and test[1])]
     if isinstance(players, text.Words):
         (x, x_train, x_test), how, players, b = text.packed(model, players, x, train, test,
-                                                            baseline, labels[1])
+                                                            baseline, labels)
     else:
         x, x_train, x_test, b, how = _inputs(x, train, test, baseline)
     network, kind = _network(model, x, x_train, how, labels)

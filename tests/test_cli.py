@@ -49,6 +49,19 @@ def test_help_names_every_command(capsys):
     assert all(c in out for c in ("data", "train", "score", "figures", "report"))
 
 
+@pytest.mark.parametrize("command, profile", [
+    ("reproduce sst2/minilm", "paper"), ("reproduce", "paper"), ("figures", "paper"),
+    ("report", "paper"), ("train", "quick"), ("score", "quick")])
+def test_profile_that_is_usual(command, profile, capsys):
+    args = cli.parser().parse_args(command.split())
+    assert args.profile == profile
+    if command.startswith("reproduce"):
+        assert ("sst2", "minilm") in [found[:2] for found in cli._chosen(args)]
+    with pytest.raises(SystemExit):
+        cli.main([command.split()[0], "--help"])
+    assert f"(default: {profile})" in " ".join(capsys.readouterr().out.split())
+
+
 def test_train_score_report(lk):
     out = lk("train", "mnist/mlp7", "--profile", "smoke", "--quiet")
     assert out.returncode == 0, out.stderr

@@ -75,6 +75,9 @@ FIGURES = dict(
         {"Shapley value": PHI[:2], "Integrated Gradients": PHI[2:]},
         names=["age", "hours per week", "sex", "country"],
     ),
+    overview=lambda: P.overview(SAMPLES, LAYERS, accuracy={"output": .9}, orders=2, title="net"),
+    sentence=lambda: P.sentence(ONE.sel(layer=["conv2", "output"]), ["a", "bad", "film", "."],
+                                values={"Shapley value": PHI[:2]}),
     attributions_image=lambda: P.attributions(
         ONE.sel(layer=["output"]), {"Shapley value": PHI[:1]}, image=PHI, owner=OWNER
     ),
@@ -102,7 +105,7 @@ def test_figure_fits_the_page_and_leaves_nothing_open(name):
 
 
 @pytest.mark.parametrize("name", ["strengths", "layer_changes", "by_order", "interaction_map",
-                                  "attributions_image"])
+                                  "attributions_image", "overview", "sentence"])
 def test_same_data_same_bytes(name, tmp_path):
     first = digest(P.save(FIGURES[name](), tmp_path / "a"))
     reader = {"font.size": 20, "svg.hashsalt": "other", "axes.grid": True, "lines.linewidth": 9}

