@@ -277,10 +277,8 @@ def _as_batch(one):
     "One input as a batch of one"
     if isinstance(one, dict):
         return {k: _numbers(z, f"baseline[{k!r}]")[None] for k, z in one.items()}
-    if isinstance(one, pd.DataFrame):
-        return one
-    if isinstance(one, pd.Series):
-        return one.to_frame().T.infer_objects()
+    if isinstance(one, (pd.DataFrame, pd.Series)):
+        return one if one.ndim == 2 else one.to_frame().T.infer_objects()
     return _numbers(one, "baseline")[None]
 
 # %% ../nbs/10_track.ipynb #11trk019
