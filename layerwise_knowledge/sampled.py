@@ -165,6 +165,7 @@ def sampled_interactions(
     progress=True,   # show a progress bar
 ) -> Sampled:
     "AND and OR interactions of sampled masks, with a certificate over all 2·2**n columns"
+    from layerwise_knowledge import pricing  # noqa: F401    without numba it ends here, in words
     nodes = _whole(nodes, "nodes, the limit of a search,", 1)
     T = _masks_of(v, masks)
     flat, axes, shape = _scores_of(v, T)
