@@ -32,7 +32,7 @@ class _Program:
         self.mean, self.v = v.mean(), v - v.mean()
         self.price = 1 + epsilon*np.maximum(np.arange(self.n + 4) - 1., 0)
         self.seen = {"and": T, "or": ~T}                  # an OR is an AND of who is missing
-        self.words = {kind: pricing.words(S) for kind, S in self.seen.items()}
+        self.words = {kind: pricing.as_words(S) for kind, S in self.seen.items()}
         self.sets, self.A = [], np.zeros((self.M, 0))
         self.G, self.b, self.z = np.zeros((0, 0)), np.zeros(0), np.zeros(0)
         self.r = self.v
@@ -134,38 +134,42 @@ def _settle(p, lam, tol=1e-7):
             return
 
 # %% ../nbs/appendix/column_generation.ipynb #ac2c2d6b
-def _one_more(g, who, keys, most):
-    "The sets with one player more that are strongest: key -> (g, row, player)"
-    g[who], larger = 0, {}
-    flat = np.round(g.ravel(), 6)
+def _one_more(g, who, names, of_player, most):
+    "The strongest sets with one player more: values, rows, players and names"
+    g[who] = 0
+    flat = np.round(g.ravel(), 4)
     least = np.partition(flat, -most)[-most] if most < flat.size else 0
     among = np.flatnonzero(flat >= least)
     order = among[np.argsort(-flat[among], kind="stable")][:most]             # ties: by number
-    for x, of, b in zip(g.ravel()[order], *map(np.ndarray.tolist, divmod(order, g.shape[1]))):
-        if not keys[of] >> b & 1:
-            larger.setdefault(keys[of] | 1 << b, (x, of, b))
-    return larger
+    of, b = np.divmod(order, g.shape[1])
+    larger = names[of] ^ of_player[b]                     # the same, in whatever order they came
+    first = np.sort(np.unique(larger, return_index=True)[1])
+    first = first[~who[of[first], b[first]]]
+    return flat[order[first]].astype(float), of[first], b[first], larger[first]
 
 # %% ../nbs/appendix/column_generation.ipynb #9b1a30b4
 def _climb(T, u, price, theta, width=100):
     "Sets of three and more that reach θ times their price, on the way up from pairs: set -> value"
-    u, n, found = u/len(u), T.shape[1], {}
-    X, columns_of = T.astype(float), np.ascontiguousarray(T.T, float)
-    inside, who, keys = np.ones((1, len(u))), np.zeros((1, n), bool), [0]
+    n, found, u = T.shape[1], {}, (u/len(u)).astype(np.float32)
+    of_player = np.random.default_rng(0).integers(2**63, size=n)
+    X, columns_of = T.astype(np.float32), np.ascontiguousarray(T.T, np.float32)
+    sides = np.stack([np.maximum(u, 0), np.maximum(-u, 0)], 1)
+    inside, who, names = np.ones((1, len(u)), np.float32), np.zeros((1, n), bool), np.zeros(1, int)
     for k in range(1, n + 1):
         g = np.abs((inside*u) @ X)/(price[k]*theta)
-        larger = _one_more(g, who, keys, n if k == 1 else 12*width)
-        found |= {key: x*theta for key, (x, _, _) in larger.items() if k > 2 and x >= 1}
-        keys = list(larger)[:4*width if k == 2 else max(n, width) if k == 1 else width]
-        of, b = np.array([larger[key][1:] for key in keys]).T
-        inside, who = inside[of]*columns_of[b], who[of]
+        x, of, b, names = _one_more(g, who, names, of_player, n if k == 1 else 12*width)
+        who = who[of]
         who[np.arange(len(b)), b] = True
-        hope = np.maximum(inside @ np.maximum(u, 0), inside @ np.maximum(-u, 0))
-        hope = np.flatnonzero(hope >= theta*price[k + 1])      # the others' supersets cannot count
-        inside, who, keys = inside[hope], who[hope], [keys[i] for i in hope]
-        if not keys:
+        if k > 2:
+            found |= {tuple(np.flatnonzero(who[i]).tolist()): x[i]*theta
+                      for i in np.flatnonzero(x >= 1)}
+        most = max(n, width) if k == 1 else 4*width if k == 2 else width
+        inside, who, names = inside[of[:most]]*columns_of[b[:most]], who[:most], names[:most]
+        hope = (inside @ sides).max(1) >= theta*price[k + 1]   # the others' supersets cannot count
+        inside, who, names = inside[hope], who[hope], names[hope]
+        if not len(names):
             break
-    return {tuple(i for i in range(n) if key >> i & 1): x for key, x in found.items()}
+    return found
 
 # %% ../nbs/appendix/column_generation.ipynb #ac2c2d6bb
 def _looked(p, theta, width=100):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write', 'sweep', 'lock', 'sealed', 'unsealed', 'save_table', 'load_table', 'content', 'save_tensors', 'load_story',
-           'load_tensors', 'compare', 'kept', 'part']
+           'load_tensors', 'check_origin', 'kept', 'part']
 
 # %% ../nbs/appendix/files.ipynb #d2d72d40
 import hashlib
@@ -184,7 +184,7 @@ def load_tensors(
     return tensors, story
 
 # %% ../nbs/appendix/files.ipynb #1550b92b
-def compare(
+def check_origin(
     path,       # of the result
     made_from,  # what it says it was made from: name -> sha256
     here,       # what is here: name -> (sha256 or None, where)
@@ -228,6 +228,6 @@ def part(
     if not path.exists():
         save_table(make().assign_attrs(made_from=json.dumps(made_from)), path)
     found = load_table(path)
-    compare(path, json.loads(found.attrs["made_from"]),
+    check_origin(path, json.loads(found.attrs["made_from"]),
             {name: (sha, f"the {name} here") for name, sha in made_from.items()})
     return found.drop_attrs(deep=False)

@@ -69,9 +69,9 @@ def samples(tables):
     return f"{'–'.join(map(str, {n[0]: 0, n[-1]: 0}))} samples" if n else ""
 
 # %% ../nbs/19_plots.ipynb #10d2e8d8b
-def curve(ax, at, x, colour, marker, band=True, **style):
+def curve(ax, at, x, colour, marker, band=True, joined=True, **style):
     """Mean over samples with its 95 % band, or whiskers where bands would cover each other; hollow
-    where fewer than half of the samples count"""
+    where fewer than half of the samples count, there by a thin line or not joined"""
     b, at = _interval(x), np.asarray(at, float)
     few = np.zeros(len(at), bool)
     if "sample" in x.dims:
@@ -81,7 +81,8 @@ def curve(ax, at, x, colour, marker, band=True, **style):
             ax.fill_between(at, b.low, b.high, where=where, color=colour, alpha=alpha, lw=0)
     else:
         ax.vlines(at, b.low, b.high, color=colour, lw=.7, alpha=np.where(few, .25, .7))
-    ax.plot(at, b["mean"], color=colour, lw=.5, alpha=.6, ls=style.get("ls", "-"))
+    if joined:
+        ax.plot(at, b["mean"], color=colour, lw=.5, alpha=.6, ls=style.get("ls", "-"))
     ax.plot(at, b["mean"].where(~few), color=colour, **style)
     for chosen, face in ((~few, colour), (few, "white")):
         ax.plot(at[chosen], b["mean"].values[chosen], ls="", marker=marker, mfc=face, mec=colour,
@@ -100,12 +101,28 @@ def plain(axis):
     axis.set_major_formatter(lambda z, _: f"{z:g}")
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
+# %% ../nbs/19_plots.ipynb #736d4f9c
+def _wanted(o, orders):
+    return orders is None or (o <= orders if isinstance(orders, int) else o in orders)
+
 def _counts(ax, x, colour, up):
     "How many samples a point rests on, where they are fewer than half"
     count, mean = x.notnull().sum("sample"), x.mean("sample")
     for o in x.order.values[((count > 0) & (count < x.sizes["sample"]/2)).values]:
         ax.annotate(int(count.sel(order=o)), (o, float(mean.sel(order=o))), (4, up), color=colour,
                     textcoords="offset points", fontsize=6)
+
+def _count_ranges(ax, tables, at):
+    "Under each order, on how many samples the hollow points of all lines rest"
+    for o in at:
+        there = [(int(x.sel(order=o).notnull().sum()), x.sizes["sample"]) for x in tables]
+        few = [count for count, size in there if 0 < count < size/2]
+        if few:
+            ends = sorted({min(few), max(few)})
+            ax.annotate("–".join(map(str, ends)), (o, 0), (0, -15), ha="center", va="top",
+                        xycoords=ax.get_xaxis_transform(), textcoords="offset points",
+                        fontsize=6, color="0.35")
+    ax.xaxis.labelpad = 11
 
 # %% ../nbs/19_plots.ipynb #94157dba
 def _sorted_strengths(i):
@@ -336,21 +353,21 @@ def overview(
 # %% ../nbs/19_plots.ipynb #84d69fba
 def _order_panel(ax, lines, style, kind, orders, chance, title):
     "One line a label against order, and dotted what chance gives"
-    labels, few = list(style), len(style) <= 3
+    labels, few, drawn = list(style), len(style) <= 3, []
     for label, x in lines.items():
         x, (colour, marker, dash) = _one_kind(_values(x, f"{title}, {label}"), kind), style[label]
         at = [o for o in x.order.values if _wanted(o, orders)]
         shift = 0 if few else dodge(labels.index(label), len(labels), .06)
-        curve(ax, np.array(at) + shift, x.sel(order=at), colour, marker, band=few, ls=dash)
+        curve(ax, np.array(at) + shift, x.sel(order=at), colour, marker, few, few, ls=dash)
         if few and "sample" in x.dims:
             _counts(ax, x.sel(order=at), colour, 3 + 6*labels.index(label))
+        drawn += [x] if "sample" in x.dims else []
         if chance is not None:
             expected = _interval(_one_kind(chance[label], kind).sel(order=at))["mean"]
             ax.plot(at, expected, color=colour, ls=":", lw=.8)
     ax.set(title=title, xlabel="order $m$", xticks=at)
-
-def _wanted(o, orders):
-    return orders is None or (o <= orders if isinstance(orders, int) else o in orders)
+    if not few:
+        _count_ranges(ax, drawn, at)
 
 def _line_key(fig, style, chance, title):
     "The legend of all panels"
@@ -386,8 +403,9 @@ def by_order(
     axs[0][0].set_ylabel(ylabel)
     _line_key(fig, style, chance, title)
     every = [x for lines in panels.values() for x in lines.values()]
-    note(fig, how_many(every[0]), samples(every), f"{kind.upper()}, intervals: 95 % bootstrap; "
-         f"hollow{', with their number' if len(style) < 4 else ''}: fewer than half of the samples")
+    number = "with their number" if len(style) < 4 else "not joined, number below"
+    note(fig, how_many(every[0]), samples(every), f"{kind.upper()}, intervals: 95 % bootstrap",
+         f"hollow, {number}: under half of the samples")
     return fig
 
 # %% ../nbs/19_plots.ipynb #d149a399

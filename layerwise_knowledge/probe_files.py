@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .files import compare, content, load_tensors, save_tensors
+from .files import check_origin, content, load_tensors, save_tensors
 
 # %% ../nbs/appendix/probe_files.ipynb #04prb008
 class _ByLayer(Mapping):
@@ -122,5 +122,5 @@ class _Kept:
     def load(self, name):
         weights, told = load_tensors(self.path(name))
         here = {k: (sha, f"the {k} here") for k, sha in self.made_from.items()}
-        compare(self.path(name), told.pop("made_from"), here)
+        check_origin(self.path(name), told.pop("made_from"), here)
         return weights, told

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .files import compare, content, load_story, load_table, save_table
+from .files import check_origin, content, load_story, load_table, save_table
 from .interactions import orders, subset_sum
 from .settings import determines, step_file
 from .sparsify import sparsify
@@ -83,7 +83,7 @@ def check_made_from(
             known[name] = (load_story(file).get("weights_sha256"), file)
     if "data" in known:
         known["data"] = (known["data"][0], f"the data set {s['source']}")
-    compare(path, made_from, known)
+    check_origin(path, made_from, known)
 
 # %% ../nbs/appendix/results.ipynb #add494ec
 _DIMS = ("sample", "layer", "kind", "subset")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tokens', 'Words', 'words', 'by_name', 'hidden_by', 'TextNetwork', 'embedding_gradients', 'with_noise',
-           'check_belongs', 'are_words', 'class_names', 'packed']
+           'check_belongs', 'are_words', 'class_names', 'packed_sentences']
 
 # %% ../nbs/13_text.ipynb #13txt002
 import inspect
@@ -407,7 +407,7 @@ def class_names(model):
                          "number them from 0")
     return [names[k] for k in sorted(names)]
 
-def packed(model, rule, x, train, test, baseline, labels):
+def packed_sentences(model, rule, x, train, test, baseline, labels):
     "All that track needs of sentences: ((x, train, test), how, players, b)"
     given = [None if z is None else z[0] for z in (train, test)]
     others = [z for z in given if z is not None]

@@ -421,8 +421,8 @@ def track(
     model, train, test = _loaded(model, players), _pair(train, "train"), _pair(test, "test")
     labels = [_classes(model, z) for z in (y, train and train[1], test and test[1])]
     if isinstance(players, text.Words):
-        (x, x_train, x_test), how, players, b = text.packed(model, players, x, train, test,
-                                                            baseline, labels)
+        (x, x_train, x_test), how, players, b = text.packed_sentences(
+            model, players, x, train, test, baseline, labels)
     else:
         x, x_train, x_test, b, how = _inputs(x, train, test, baseline)
     network, kind = _network(model, x, x_train, how, labels)
