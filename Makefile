@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.installed
 
-.PHONY: figures test lab docs bench reproduce check clean
+.PHONY: figures test lab docs bench wheel reproduce check clean
 
 figures: $(READY)          ## all figures: from the tables in data/results, and the first ones once more from raw pixels, into figures/quick
 	$(BIN)/lk figures
@@ -32,6 +32,14 @@ docs: $(READY)             ## the book as a web site, in _docs
 bench: $(READY)            ## time ours beside its peers, in one run
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/one_pass.py
+
+wheel:                     ## the built wheel in an empty environment of PYTHON: README's ten lines and lk must run, from another folder
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	build/wheel/env/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls build/wheel/*.whl)[data]"
+	sed -n '/^```python/,/^```/p' README.md | grep -v '^```' > build/wheel/ten_lines.py
+	cd build/wheel && env/bin/python ten_lines.py && env/bin/lk --help > /dev/null && env/bin/python --version
 
 check: $(READY)            ## lines are clean; notebooks, package and git agree
 	$(BIN)/ruff check nbs tests layerwise_knowledge benchmarks docs

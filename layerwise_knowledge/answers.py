@@ -146,7 +146,7 @@ def held(findings):
 
 # %% ../nbs/appendix/answers.ipynb #12cl058
 def other_end(
-    tables,              # from load
+    tables,              # from load_tables
     claims=None,
 ) -> dict:               # key -> verdict; empty if a table lacks the other end
     "The verdicts with the highest orders that Eq. 5 allows instead of the lowest"
@@ -169,7 +169,7 @@ def _on_control(c, name, keys, them, findings):
 
 # %% ../nbs/appendix/answers.ipynb #12cl058b
 def judge(
-    tables,              # from load
+    tables,              # from load_tables
     claims=None,         # keys; default: all
     beside=True,         # also tests that do not decide, the other end of the optima, and controls
 ) -> dict:               # key -> Result

@@ -17,7 +17,7 @@ import xarray as xr
 from . import experiments as ex
 from . import plots
 from .answers import held
-from .judging import FEW, load, mean_order, num, planted, sets
+from .judging import FEW, load_tables, mean_order, num, planted, sets
 from .report import CLAIMS, count_at_output, judge, with_tau_drawn
 
 # %% ../nbs/appendix/choices.ipynb #12ch006
@@ -129,7 +129,7 @@ def _like(t, other):
 
 # %% ../nbs/appendix/choices.ipynb #12ch012b
 def sensitivity(
-    tables,                 # from load
+    tables,                 # from load_tables
     claims=None,            # keys; default: all but C8 and C10, which rest on other files
     alternatives=None,      # name -> (Table -> Table or None)
 ) -> pd.DataFrame:          # alternative x claim: "3/4" (no change), "3/4 → 2/4", or with the
@@ -148,7 +148,7 @@ def sensitivity(
 
 # %% ../nbs/appendix/choices.ipynb #12ch017
 def seeds(
-    tables,                 # from load
+    tables,                 # from load_tables
 ) -> pd.DataFrame:          # test x (mean for each seed, spread, half width of the interval)
     "Every deciding test of networks that were trained more than once"
     rows = {}

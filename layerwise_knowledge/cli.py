@@ -260,7 +260,7 @@ def report(args):
     from layerwise_knowledge import report as claims
     from layerwise_knowledge.telling import as_text
     wanted = args.experiments or ex.experiments(args.profile)
-    tables = judging.load(args.profile, only=wanted)
+    tables = judging.load_tables(args.profile, only=wanted)
     left = [f"{d}/{n}" for d, n in wanted if (d, n) not in tables]
     how = f"lk reproduce {' '.join(left)} --profile {args.profile}"
     if not tables:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ABOUT', 'MOST', 'LITTLE', 'FLAT', 'ABOVE', 'BELOW', 'NEEDED', 'ROWS', 'FEW', 'COMPARES', 'num', 'Finding', 'region',
            'mark', 'line', 'finding', 'listed', 'failed_parts', 'word_of', 'verdict', 'direction', 'difference',
-           'against', 'beyond', 'Table', 'planted', 'sets', 'ready', 'named', 'read_table', 'load', 'trend', 'alike',
-           'layers_alike', 'hidden', 'over', 'completeness', 'redundancy', 'salient_between', 'high_share',
+           'against', 'beyond', 'Table', 'planted', 'sets', 'ready', 'named', 'read_table', 'load_tables', 'trend',
+           'alike', 'layers_alike', 'hidden', 'over', 'completeness', 'redundancy', 'salient_between', 'high_share',
            'mean_order', 'two_draws', 'floors', 'random_functions', 'permuted', 'another_sample', 'controls']
 
 # %% ../nbs/appendix/judging.ipynb #12jd002
@@ -211,16 +211,17 @@ def difference(
 
 # %% ../nbs/appendix/judging.ipynb #12jd017
 def against(findings, of_control, name):
-    "Every deciding test next to the control's own: list of Finding"
-    theirs = {(g.where, g.what): g for g in of_control if g.decides and not g.control}
-    pairs = [(f, theirs.get((f.where, f.what))) for f in findings if f.decides and not f.control]
+    "Every test next to the control's own: list of Finding, which decide where the test does"
+    theirs = {(g.where, g.what): g for g in of_control if not g.control}
+    pairs = [(f, theirs.get((f.where, f.what))) for f in findings if not f.control]
     return [d for f, g in pairs if g and (d := difference(f, g, name))]
 
 def beyond(
     findings,               # list of Finding; those with a `control` count
+    decides=True,           # False: the answer of the tests beside
 ) -> tuple[str, dict]:      # yes | partly | no | not compared; name -> (tests that hold, tests)
     "Does the network differ from its floors and controls?"
-    counted = [f for f in findings if f.control and f.decides and f.enough]
+    counted = [f for f in findings if f.control and f.decides is decides and f.enough]
     held = {}
     for f in counted:
         yes, of = held.get(f.control, (0, 0))
@@ -339,7 +340,7 @@ def read_table(s, **more):
                  out=out, settings=s, **more)
 
 # %% ../nbs/appendix/judging.ipynb #12jd025b
-def load(
+def load_tables(
     profile="paper",
     tau=.05,            # salient: |I| > tau * the layer's strongest
     only=None,          # (dataset, network) pairs; default: all of the profile
@@ -497,7 +498,7 @@ def another_sample(t):
 COMPARES = ("C3", "C4", "C5", "C7", "C11", "C12")      # claims that compare layers or networks
 
 def controls(
-    tables,              # from load
+    tables,              # from load_tables
 ) -> dict:               # name -> (keys of the claims that it can test, tables)
     "What has learned nothing, and what does not belong together"
     every = tuple(f"C{k}" for k in range(1, 13))

@@ -388,15 +388,16 @@ def test_nothing_is_computed_and_wrong_words_are_refused(tmp_path, monkeypatch, 
     (tmp_path/"settings.ini").write_bytes((root/"settings.ini").read_bytes())
     monkeypatch.setenv("LAYERWISE_HOME", str(tmp_path))
     monkeypatch.setenv("LAYERWISE_CACHE", str(tmp_path/"cache"))
-    assert J.load("paper") == {} and sorted(p.name for p in tmp_path.iterdir()) == ["settings.ini"]
+    assert J.load_tables("paper") == {}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["settings.ini"]
     for r in R.judge({}).values():
         assert r.word == "not tested" and r.reason.startswith("needs")
     with pytest.raises(ValueError, match="there is no profile 'fast'"):
-        J.load("fast")
+        J.load_tables("fast")
     with pytest.raises(ValueError, match="has no experiment 'mnist mlp8'"):
-        J.load("smoke", only=[("mnist", "mlp8")])
+        J.load_tables("smoke", only=[("mnist", "mlp8")])
     with pytest.raises(ValueError, match="between 0 and 1; got 5"):
-        J.load("smoke", tau=5)
+        J.load_tables("smoke", tau=5)
 
 
 NOTEBOOKS = ("report", "appendix/claims", "appendix/choices")
@@ -418,7 +419,7 @@ def test_the_notebook_runs_on_what_is_shipped(name, tmp_path, root):
     "The profile paper, with whatever tables this clone has"
     more = {} if name.endswith("claims") else dict(folder=str(tmp_path))
     text = cli.draw(root/"nbs"/f"{name}.ipynb", profile="paper", **more).read_text()
-    assert f"profile paper, tau = 0.05: {len(J.load('paper'))} experiments" in text
+    assert f"profile paper, tau = 0.05: {len(J.load_tables('paper'))} experiments" in text
 
 
 # ---------------------------------------------------------------- which of the optima
@@ -626,7 +627,7 @@ def test_seeds_beside_the_interval():
 
 def test_the_readme_tells_the_verdicts_of_the_report(root):
     from layerwise_knowledge import judging, report
-    results = report.judge(judging.load("paper", .05))
+    results = report.judge(judging.load_tables("paper", .05))
     lines = re.findall(r"^- (replicates.*?|partly|does not|undecided): (.*)$",
                        (root/"README.md").read_text(), re.M)
     told = {key: verdict for verdict, keys in lines for key in re.findall(r"\bC\d+\b", keys)}
