@@ -32,6 +32,7 @@ def at_ends(r):
         return ""
     return "so at both ends" if r.decided else f"Eq. 5 does not decide: {r.other} with high"
 
+# %% ../nbs/appendix/telling.ipynb #de1f82ae
 def on_dataset(results, dataset):
     "A claim's tests on one data set, and their comparisons: how many hold, of how many"
     rows = {}
