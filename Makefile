@@ -40,6 +40,7 @@ wheel:                     ## the built wheel in an empty environment of PYTHON:
 	build/wheel/env/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt "$$(ls build/wheel/*.whl)[data]"
 	sed -n '/^```python/,/^```/p' README.md | grep -v '^```' > build/wheel/ten_lines.py
 	cd build/wheel && env/bin/python ten_lines.py && env/bin/lk --help > /dev/null && env/bin/python --version
+	rm -rf build/wheel/env
 
 check: $(READY)            ## lines are clean; notebooks, package and git agree
 	$(BIN)/ruff check nbs tests layerwise_knowledge benchmarks docs
@@ -54,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:                     ## remove what can be made again
-	rm -rf .venv data/cache figures/quick _docs _book _proc
+	rm -rf .venv build data/cache figures/quick _docs _book _proc

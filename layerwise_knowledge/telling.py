@@ -37,10 +37,11 @@ def on_dataset(results, dataset):
     "A claim's tests on one data set, and their comparisons: how many hold, of how many"
     rows = {}
     for r in results.values():
-        for f in (f for f in r.findings if f.where.split("/")[0].split(" ")[0] == dataset):
-            row = rows.setdefault(f"{r.claim.key} {r.claim.text}", {})
-            yes, of = row.get(f.control or "tests that hold", (0, 0))
-            row[f.control or "tests that hold"] = yes + f.holds, of + 1
+        for f in r.findings:
+            if f.enough and f.where.startswith(dataset):
+                row = rows.setdefault(f"{r.claim.key} {r.claim.text}", {})
+                yes, of = row.get(f.control or "tests that hold", (0, 0))
+                row[f.control or "tests that hold"] = yes + f.holds, of + 1
     counts = pd.DataFrame(rows).T
     return counts.map(lambda c: f"{c[0]} of {c[1]}" if isinstance(c, tuple) else "–")
 
