@@ -32,7 +32,6 @@ class _Program:
         self.mean, self.v = v.mean(), v - v.mean()
         self.price = 1 + epsilon*np.maximum(np.arange(self.n + 4) - 1., 0)
         self.seen = {"and": T, "or": ~T}                  # an OR is an AND of who is missing
-        self.words = {kind: pricing.as_words(S) for kind, S in self.seen.items()}
         self.sets, self.A = [], np.zeros((self.M, 0))
         self.G, self.b, self.z = np.zeros((0, 0)), np.zeros(0), np.zeros(0)
         self.r = self.v
@@ -110,7 +109,7 @@ _PARTS = 4   # of each search, side by side
 def _large(p, theta, nodes):
     "The same for the sets of three and more where it reaches θ: set -> value; finished?"
     def of(kind, k):
-        return p.pricing.search(p.words[kind], p.r, theta*p.M, p.price, nodes//_PARTS,
+        return p.pricing.search(p.seen[kind], p.r, theta*p.M, p.price, nodes//_PARTS,
                                 part=(k, _PARTS))
     asked = [(kind, k) for k in range(_PARTS) for kind in p.seen]
     with ThreadPoolExecutor(len(asked)) as threads:

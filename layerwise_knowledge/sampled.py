@@ -161,7 +161,7 @@ def sampled_interactions(
     v,               # scores (..., M) of M masks: array, tensor or DataArray, whose labels are kept
     masks=None,      # (M, n) bool; default: the coordinate `masks` of v
     kappa=0.04,      # errors of this share of |v(x_N) - v(x_∅)| need not be explained (as in Eq. 5)
-    nodes=2*10**8,   # sets that one search may look at before it gives up
+    nodes=10**8,     # sets that one search may look at before it gives up
     progress=True,   # show a progress bar
 ) -> Sampled:
     "AND and OR interactions of sampled masks, with a certificate over all 2·2**n columns"

@@ -37,7 +37,7 @@ def test_pricing_leaves_nothing_out(n, seed, epsilon, ties):
     u -= u.mean()
     price = 1 + epsilon*np.maximum(np.arange(n + 4) - 1., 0)
     theta = rng.uniform(1, 10)
-    found, looked, finished = pricing.search(pricing.as_words(T), u, theta, price, most=2000)
+    found, looked, finished = pricing.search(T, u, theta, price, most=2000)
     g = {S: abs(u[T[:, list(S)].all(1)].sum()) for S in every(n, 2)}
     assert finished
     assert {S for S, x in g.items() if x >= theta*price[len(S)]} <= set(found)
