@@ -313,34 +313,7 @@ def _step(at, now, newton):
     changes = dplus, dminus, du, da, dup, ddown, dd, dc
     return _Point(*(x + t*dx for x, dx in zip(at, changes)))
 
-# %% ../nbs/appendix/solver.ipynb #b7423d25
-def _interior_point(P, at, tol, most=60, keep=.05):
-    "(point, view) at a gap below tol, or as near as rounding allows; a point on the way"
-    good, kept, careful, best, since = None, at, False, math.inf, 0
-    for step in range(most):
-        now = _look(P, at)
-        sound = _inside(now)
-        if sound:
-            good = at, now
-            if now.gap > keep:
-                kept = at
-            if now.gap < tol and (now.off < max(tol/10, 1e-7) or careful and now.error < 1e-9):
-                break
-            if now.gap < best/2:
-                best, since = now.gap, step
-            if careful and step > since + 5:
-                break
-            newton = _Newton(P, at, now, careful)
-            sound = not newton.bad
-        if sound:
-            at = _step(at, now, newton)
-        elif careful or good is None:
-            break
-        else:
-            careful, at = True, good[0]
-    return good, kept
-
-# %% ../nbs/appendix/solver.ipynb #4f3065b8
+# %% ../nbs/appendix/solver.ipynb #07076d75
 _FLOOR = 1e-9   # a smaller κ, relative to the range, is solved as this one; what is left is mended
 _MOST = 2**13   # rows: matrix and look-up tables take 1.1 GB, a factorisation seconds
 
@@ -354,7 +327,9 @@ def _grow(at, rows, more, k):
     up, down = put(at.up, mu/k), put(at.down, mu/k)
     return at._replace(u=put(at.u, 0.), up=up, down=down, delta=put(at.delta, 0.))
 
-# %% ../nbs/appendix/solver.ipynb #0ba98eaf
+# %% ../nbs/appendix/solver.ipynb #10f3e898
+_HOLDS = 2e-7   # so far beyond its box, as a share of it, a row may be
+
 def _program_of(v, k, inside, rule):
     "The program on the rows inside, unless they are too many"
     rows, n = np.flatnonzero(inside), n_players(v)
@@ -364,39 +339,63 @@ def _program_of(v, k, inside, rule):
                          "give a larger kappa, for instance ('robust', 0.04), or fewer players")
     return _program(v, k, rows, rule)
 
-def _worst_rows(excess, P):
-    "Which rows to add: none if all hold, else the worst, those close to the box among them"
-    if excess.max() <= 2e-7:
+def _missing(P, now, inside, allowed):
+    "The worst rows outside, if one is further beyond its box than allowed; late, those near it too"
+    beyond = np.where(inside, -1, (np.abs(now.left) - P.k)/max(P.k, 1e-5))
+    if beyond.max() <= allowed:
         return np.array([], int)
-    most = max(100, len(P.rows)//5)
-    return np.argsort(-excess)[:min(max(8, len(P.rows)), most, int((excess > -.2).sum()))]
+    near = -.2 if now.gap < .1 else 0.
+    return np.argsort(-beyond)[:min(max(20, len(P.rows)//10), int((beyond > near).sum()))]
 
-# %% ../nbs/appendix/solver.ipynb #2fe851df
-def _optimum(v, k, inside, rule, watch=None, loose=.1, tight=1e-9, most=40):
-    "The program, the point of its minimum and the view from there; inside: the rows to begin with"
-    tol, at = loose, None
-    for trial in range(most):
-        P = _program_of(v, k, inside, rule)
-        found, kept = _interior_point(P, at or _start(v, k, P.rows), tol)
-        if at is not None and (found is None or found[1].gap > 10*loose):
-            at = None                                               # once more, from a cold start
-            continue
-        new, now = found
-        if watch:
-            watch(P.rows, now.z, _on_all(new.u, P.rows, len(v)))
-        excess = np.where(inside, -1, (np.abs(now.left) - k)/max(k, 1e-5))
-        worst, many = excess.max(), len(P.rows) > len(v)//4         # many: keep them all
-        if worst <= 2e-7 and tol <= 2*tight:
+def _joined(P, at, inside):
+    "The program on the rows inside, and the same point there"
+    larger = _program_of(P.v, P.k, inside, Rule(P.cost, P.ridge))
+    return larger, _grow(at, P.rows, larger.rows, P.k)
+
+# %% ../nbs/appendix/solver.ipynb #39e74a69
+def _interior_point(P, inside, watch=None, tol=1e-9, most=200):
+    "(program with all rows it needed, point, view) at a gap below tol, or where rounding ends it"
+    at, careful, best, since, joined = _start(P.v, P.k, P.rows), False, math.inf, 0, 0
+    for step in range(most):
+        now = _look(P, at)
+        sound = _inside(now)
+        if sound:
+            done = now.gap < tol and (now.off < 1e-7 or careful and now.error < 1e-9)
+            if done or now.gap < 1 and step > joined + 1:
+                allowed = _HOLDS if now.gap < 10*tol else max(_HOLDS, min(now.gap, .2))
+                more = _missing(P, now, inside, allowed)
+                inside[more] = True
+                if len(more):
+                    P, at = _joined(P, at, inside)
+                    now, best, joined, done = _look(P, at), math.inf, step, False
+            good = P, at, now
+            if watch:
+                watch(P.rows, now.z, _on_all(at.u, P.rows, len(P.v)))
+            if now.gap < best/2:
+                best, since = now.gap, step
+            if done or careful and step > since + 5:
+                break
+            newton = _Newton(P, at, now, careful)
+            sound = not newton.bad
+        if sound:
+            at = _step(at, now, newton)
+        elif careful:
             break
-        if worst < .2:
-            tol = max(tol/100, tight)
-        if worst > 1 and trial < 3 and not many:
-            inside[P.rows[np.abs(new.delta) < .8*k]] = False        # early on, forget idle rows
-        add = _worst_rows(excess, P)
-        inside[add] = True
-        go_on = kept if len(add) else new
-        at = _grow(go_on, P.rows, np.flatnonzero(inside), k) if worst < 1 or many else None
-    return P, new, now
+        else:
+            careful, (P, at, now) = True, good
+    return good
+
+# %% ../nbs/appendix/solver.ipynb #112fe043
+def _optimum(v, k, inside, rule, watch=None, most=10):
+    "The program, the point of its minimum and the view from there; inside: the rows to begin with"
+    for trial in range(most):
+        begun = inside.sum()
+        P, at, now = _interior_point(_program_of(v, k, inside, rule), inside, watch)
+        more = _missing(P, now, inside, _HOLDS)
+        if not len(more) and (now.gap < 1e-6 or inside.sum() == begun):
+            break
+        inside[more] = True                                # rounding: once more, from a cold start
+    return P, at, now
 
 # %% ../nbs/appendix/solver.ipynb #933c74a1
 def _nearest(on, T, miss):
