@@ -327,9 +327,6 @@ def _grow(at, rows, more, k):
     up, down = put(at.up, mu/k), put(at.down, mu/k)
     return at._replace(u=put(at.u, 0.), up=up, down=down, delta=put(at.delta, 0.))
 
-# %% ../nbs/appendix/solver.ipynb #10f3e898
-_HOLDS = 2e-7   # so far beyond its box, as a share of it, a row may be
-
 def _program_of(v, k, inside, rule):
     "The program on the rows inside, unless they are too many"
     rows, n = np.flatnonzero(inside), n_players(v)
@@ -339,6 +336,9 @@ def _program_of(v, k, inside, rule):
                          "give a larger kappa, for instance ('robust', 0.04), or fewer players")
     return _program(v, k, rows, rule)
 
+# %% ../nbs/appendix/solver.ipynb #10f3e898
+_HOLDS = 2e-7   # so far beyond its box, as a share of it, a row may be
+
 def _missing(P, now, inside, allowed):
     "The worst rows outside, if one is further beyond its box than allowed; late, those near it too"
     beyond = np.where(inside, -1, (np.abs(now.left) - P.k)/max(P.k, 1e-5))
@@ -347,27 +347,28 @@ def _missing(P, now, inside, allowed):
     near = -.2 if now.gap < .1 else 0.
     return np.argsort(-beyond)[:min(max(20, len(P.rows)//10), int((beyond > near).sum()))]
 
-def _joined(P, at, inside):
-    "The program on the rows inside, and the same point there"
+def _joined(P, at, now, inside):
+    "With the rows that are missing, as far as the gap lets one judge: (program, point, view, any?)"
+    allowed = _HOLDS if now.gap < 1e-8 else max(_HOLDS, min(now.gap, .2))
+    more = _missing(P, now, inside, allowed)
+    inside[more] = True
+    if not len(more):
+        return P, at, now, False
     larger = _program_of(P.v, P.k, inside, Rule(P.cost, P.ridge))
-    return larger, _grow(at, P.rows, larger.rows, P.k)
+    at = _grow(at, P.rows, larger.rows, P.k)
+    return larger, at, _look(larger, at), True
 
 # %% ../nbs/appendix/solver.ipynb #39e74a69
 def _interior_point(P, inside, watch=None, tol=1e-9, most=200):
     "(program with all rows it needed, point, view) at a gap below tol, or where rounding ends it"
     at, careful, best, since, joined = _start(P.v, P.k, P.rows), False, math.inf, 0, 0
     for step in range(most):
-        now = _look(P, at)
-        sound = _inside(now)
-        if sound:
+        now, newton = _look(P, at), None
+        if _inside(now):
             done = now.gap < tol and (now.off < 1e-7 or careful and now.error < 1e-9)
             if done or now.gap < 1 and step > joined + 1:
-                allowed = _HOLDS if now.gap < 10*tol else max(_HOLDS, min(now.gap, .2))
-                more = _missing(P, now, inside, allowed)
-                inside[more] = True
-                if len(more):
-                    P, at = _joined(P, at, inside)
-                    now, best, joined, done = _look(P, at), math.inf, step, False
+                P, at, now, more = _joined(P, at, now, inside)
+                best, joined, done = (math.inf, step, False) if more else (best, joined, done)
             good = P, at, now
             if watch:
                 watch(P.rows, now.z, _on_all(at.u, P.rows, len(P.v)))
@@ -376,8 +377,7 @@ def _interior_point(P, inside, watch=None, tol=1e-9, most=200):
             if done or careful and step > since + 5:
                 break
             newton = _Newton(P, at, now, careful)
-            sound = not newton.bad
-        if sound:
+        if newton and not newton.bad:
             at = _step(at, now, newton)
         elif careful:
             break
