@@ -392,7 +392,8 @@ def _optimum(v, k, inside, rule, watch=None, most=10):
         begun = inside.sum()
         P, at, now = _interior_point(_program_of(v, k, inside, rule), inside, watch)
         more = _missing(P, now, inside, _HOLDS)
-        if not len(more) and (now.gap < 1e-6 or inside.sum() == begun):
+        close = now.gap < 1e-6 and (now.off < 1e-5 or now.error < 1e-8)
+        if not len(more) and (close or inside.sum() == begun):
             break
         inside[more] = True                                # rounding: once more, from a cold start
     return P, at, now
