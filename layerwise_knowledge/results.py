@@ -210,6 +210,6 @@ def belongs_together(
     one, r = out.isel(at), sparsify(out.v.isel(at).values.astype(np.float64), *extraction_rule(s))
     pairs = ("and", r.i_and), ("or", r.i_or)
     error = max(np.abs(one.interaction.sel(kind=k).values - i).max() for k, i in pairs)
-    open_ = abs(one.objective - float(r.objective))
+    cost = abs(one.objective - float(r.objective))
     flat = .05*abs(one.interaction[:, 1:]).max()       # the optimum is: who solves it may differ
-    return bool(error <= flat and open_ <= s["tol"]*float(r.objective))
+    return bool(error <= flat and cost <= s["tol"]*float(r.objective))

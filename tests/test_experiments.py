@@ -205,3 +205,11 @@ def test_noise_again_by_hand(cache):
         np.testing.assert_allclose(ours, one.where(omega).values, atol=2e-3*scale)
     with pytest.raises(ValueError, match="draws no noise"):
         ex.get_noise(s | {"noise_samples": 0})
+
+
+def test_a_file_of_other_scores_does_not_belong():
+    s = ex.settings("paper", "census", "mlp7")
+    out = ex.get_interactions(s)
+    assert ex.belongs_together(s, out)
+    for other in ("interaction", "objective"):
+        assert not ex.belongs_together(s, out.assign({other: out[other].roll(sample=1)}))
