@@ -122,7 +122,7 @@ def _inside(side, a, players, sums):
     return _Side(words, _together(side.weights, keep, masks), sums[players], masks)
 
 # %% ../nbs/appendix/pricing.ipynb #60d05594
-_AHEAD = 5           # how many players further (2) looks; the last one loses all
+_AHEAD = 5           # how many players further (3) looks; the last one loses all it can
 
 @njit(nogil=True, cache=True)
 def _into(x, largest):
