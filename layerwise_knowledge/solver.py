@@ -345,7 +345,7 @@ def _missing(P, now, inside, allowed):
     if beyond.max() <= allowed:
         return np.array([], int)
     near = -.2 if now.gap < .1 else 0.
-    return np.argsort(-beyond)[:min(max(20, len(P.rows)//10), int((beyond > near).sum()))]
+    return np.argsort(-beyond)[:min(max(15, len(P.rows)//50), int((beyond > near).sum()))]
 
 def _joined(P, at, now, inside):
     "With the rows that are missing, as far as the gap lets one judge: (program, point, view, any?)"
