@@ -287,15 +287,26 @@ def _kept_name(*parts):
     text = "/".join(content(p) if torch.is_tensor(p) else json.dumps(p) for p in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-@torch.no_grad()
-def _fingerprint(network, x):
-    "By what a network is known again: its weights, how it prints, and what it answers"
-    with hooks._frozen(network):
-        answer = network(hooks._to_model(network, x[:1]))
+def _fingerprint(network):
+    "By what a network is known again: its weights and how it prints; and see _answers"
     weights = [w for _, w in sorted(network.state_dict().items())]
     inner = getattr(network, "wrapped_network", network)
     shown = str(inner) if isinstance(inner, nn.Module) else type(inner).__name__
-    return _kept_name(content(*weights), shown, [f"{z:.3g}" for z in answer.flatten().tolist()])
+    return _kept_name(content(*weights), shown)
+
+@torch.no_grad()
+def _answers(network, x):
+    "What a network answers to these inputs, to three digits"
+    with hooks._frozen(network):
+        z = network(hooks._to_model(network, x))
+    return [f"{value:.3g}" for value in z.flatten().tolist()]
+
+def _looks(network, x, baseline, game):
+    "One input under some masks, always the same: more where there are no weights"
+    many = 8 if any(w.numel() for w in network.parameters()) else 64
+    masks = np.random.default_rng(0).random((many, game.n)) < .5
+    masks[0], masks[1] = False, True
+    return scores._by_masks(x, baseline, game.owner, torch.from_numpy(masks))
 
 # %% ../nbs/10_track.ipynb #11trk019b
 def _probes(network, names, kind, train, test, cache, mark, progress):
@@ -313,7 +324,8 @@ def _probes(network, names, kind, train, test, cache, mark, progress):
         return train_probes(network, names, *train, *test, _TOL, _POOL, progress=progress)
     if cache is None:
         return make()
-    name = _kept_name(mark, names, _TOL, _POOL, *train, *test)
+    seen = _answers(network, train[0][:64])
+    name = _kept_name(mark, seen, names, _TOL, _POOL, *train, *test)
     return kept(Path(cache)/f"probes-{name}.safetensors", make, lambda probes, p: probes.save(p),
                 Probes.load)
 
@@ -351,7 +363,9 @@ def _scored(network, x, y, games, names, probes, b, T, cache, mark, progress):
     else:
         which = [] if T is None else [torch.from_numpy(T)]
         def key(k):
-            return _kept_name(mark, names, probes.sha256(), x[k], y[k], games[k].owner, b, *which)
+            seen = _answers(network, _looks(network, x[k], b, games[k]))
+            return _kept_name(mark, seen, names, probes.sha256(), x[k], y[k], games[k].owner, b,
+                              *which)
         tables = [part(Path(cache)/f"scores-{key(k)}.nc", lambda: one(k), {}) for k in bar]
         tables = [t.assign_coords(sample=[k]) for k, t in enumerate(tables)]
     v = xr.concat([t.v for t in tables], "sample", coords="minimal", compat="override")
@@ -472,7 +486,7 @@ def _walk(network, x, labels, games, names, others, b, T, cache, told, progress)
     _check_games(x, games, b, T)
     with hooks._frozen(network):
         hooks._check_company(network, hooks._one_input(network, names, x), x)
-    mark = _fingerprint(network, x) if cache is not None else ""
+    mark = _fingerprint(network) if cache is not None else ""
     probes = _probes(network, names, told["kind"], train, test, cache, mark, progress)
     v = _scored(network, x, y, games, names, probes, b, T, cache, mark, progress)
     i = (_extracted if T is None else _sampled)(v, told["kappa"], cache, progress)

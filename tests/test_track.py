@@ -288,6 +288,26 @@ def test_another_setting_is_another_file(tmp_path):
     assert files(model=net(act=nn.Tanh)) > first + 5
 
 
+def test_functions_that_agree_on_most_inputs_do_not_share_files(tmp_path):
+    x = np.array([[1., 1, 1], [1, 1, 0], [1, 0, 1]])
+    def product(i, j): return lambda z: z[:, i]*z[:, j]
+    ask = dict(baseline="zeros", progress=False)
+    pairs = (0, 1), (0, 2), (1, 2)                 # alike on x[0], with all and with one of three
+    own = [lk.track(product(*p), x, **ask).data.v for p in pairs]
+    shared = [lk.track(product(*p), x, cache=tmp_path, **ask).data.v for p in pairs]
+    for a, b in zip(own, shared):
+        np.testing.assert_array_equal(a, b)
+    assert abs(shared[0] - shared[1]).max() > .5
+
+
+def test_a_sample_is_not_scored_again_beside_others(tmp_path):
+    known(x=X[:3], cache=tmp_path)
+    before = set(tmp_path.glob("scores-*")) | set(tmp_path.glob("probes-*"))
+    again = known(x=X[[2, 1]], cache=tmp_path)
+    assert set(tmp_path.glob("scores-*")) | set(tmp_path.glob("probes-*")) == before
+    np.testing.assert_array_equal(again.data.v, known(x=X[[2, 1]]).data.v)
+
+
 # ---- what is refused ----------------------------------------------------------------------------
 
 class Dice(nn.Module):
