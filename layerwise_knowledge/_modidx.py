@@ -614,6 +614,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'layerwise_knowledge/knowledge.py'),
                                                'layerwise_knowledge.knowledge._kind_of': ( 'knowledge.html#_kind_of',
                                                                                            'layerwise_knowledge/knowledge.py'),
+                                               'layerwise_knowledge.knowledge._layer': ( 'knowledge.html#_layer',
+                                                                                         'layerwise_knowledge/knowledge.py'),
                                                'layerwise_knowledge.knowledge._read': ( 'knowledge.html#_read',
                                                                                         'layerwise_knowledge/knowledge.py'),
                                                'layerwise_knowledge.knowledge._sample': ( 'knowledge.html#_sample',

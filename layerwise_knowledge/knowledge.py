@@ -179,6 +179,13 @@ def _listed(self: Knowledge, samples):
         "salient": omega.values[at]})
 
 # %% ../nbs/09_knowledge.ipynb #11trk042b
+def _layer(k, layer):
+    "The name of a layer, if it is there"
+    names = k.scores.layer.values.tolist()
+    if layer not in names:
+        raise ValueError(f"there is no layer {layer!r}; there are {', '.join(names)}")
+    return layer
+
 @patch
 def strongest(
     self: Knowledge,
@@ -188,10 +195,7 @@ def strongest(
 ) -> pd.DataFrame:  # layer, kind, players, order, interaction (log-odds), odds factor, salient
     "The strongest interactions of one input in each layer, by layer and strength"
     table = self._listed([_sample(self, sample)]).drop(columns="sample")
-    names = self.scores.layer.values.tolist() if layer is None else [layer]
-    if unknown := set(names) - set(self.scores.layer.values):
-        raise ValueError(f"there is no layer {unknown.pop()!r}; there are "
-                         f"{', '.join(self.scores.layer.values)}")
+    names = self.scores.layer.values.tolist() if layer is None else [_layer(self, layer)]
     table = table.iloc[np.argsort(-table.interaction.abs(), kind="stable")]
     return pd.concat([table[table.layer == l].head(top) for l in names], ignore_index=True)
 
@@ -365,7 +369,8 @@ def to_shapiq(
         from shapiq import InteractionValues
     except ImportError:
         raise ImportError("to_shapiq needs shapiq: pip install shapiq") from None
-    i = self.interactions.isel(sample=_sample(self, sample)).sel(layer=layer).astype(float)
+    i = self.interactions.isel(sample=_sample(self, sample)).sel(layer=_layer(self, layer))
+    i = i.astype(float)
     m = and_interactions(reconstruct(i.sel(kind="and").values, i.sel(kind="or").values))
     n, names = n_players(m), range(n_players(m))
     sets = [tuple(p for p in names if S >> p & 1) for S in range(len(m))]

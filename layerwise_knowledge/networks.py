@@ -7,6 +7,7 @@ __all__ = ['packed', 'unpacked', 'Network', 'as_network']
 
 # %% ../nbs/04_networks.ipynb #03nwk002
 import inspect
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -165,8 +166,8 @@ def _function(model):
 # %% ../nbs/04_networks.ipynb #03net008
 def as_network(
     model,         # torch.nn.Module, fitted scikit-learn estimator, or function of a batch
-    x,             # some inputs (N, ...) to see what it returns, as `packed` makes them
-    how=None,      # from `packed`
+    x,             # some inputs (N, ...), eight or more to tell one probability from a logit
+    how=None,      # from `packed`, which makes x as well
     labels=False,  # are there labels? A single output is then the logit of class 1
 ) -> tuple:        # (torch.nn.Module, "classes" | "logit" | "value")
     """A model of any kind as a network that takes a tensor and returns logits (batch, classes);
@@ -206,13 +207,19 @@ def _all_outputs(network, x):
                          f"{len(x)} inputs gave {tuple(z.shape)}")
     return _wide(z)
 
+# %% ../nbs/04_networks.ipynb #9d9d01cb
 def _look_like_probabilities(z, single, labels):
-    "Between 0 and 1, all of them, and adding up to 1"
+    "Between 0 and 1, all of them; those of classes add up to 1, and of one output there are many"
     inside = bool(((z >= 0) & (z <= 1)).all())
+    if single and inside and labels and len(z) < 8:
+        warnings.warn(f"{len(z)} inputs are too few to tell whether the output, between 0 and 1 "
+                      "for all of them, is a probability; it is taken for a logit. Give train, or "
+                      "eight inputs or more", stacklevel=5)
     if single:
         return inside and labels and len(z) >= 8
     return inside and bool(((z.sum(-1) - 1).abs() < 1e-3).all())
 
+# %% ../nbs/04_networks.ipynb #6c7b56c9
 @torch.no_grad()
 def _returns_tensor(model, x):
     with _frozen(model):

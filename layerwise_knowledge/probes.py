@@ -39,7 +39,7 @@ def sgd_probes(
     momentum=0.9,     # not given in the paper
     batch_size=256,   # App. M
     tol=0.001,        # a probe rests when its loss falls by less than this fraction per epoch ...
-    patience=10,      # ... on average over this many (and 100 steps); 0: never before `epochs`
+    patience=10,      # ... on average over this many (100 steps at least); tol=0: never before
     seed=0,           # of the initial weights and of the order of the data
     memory=2 * 2**30, # bytes of features to keep, more are made every epoch (a last bit may differ)
     half=False,       # learn from features rounded to float16, twice as many of which fit

@@ -423,9 +423,9 @@ def track(
     masks=None,      # how many masks to draw, or which (M, n); default: all 2**n subsets
     kappa=0.04,      # bound on the noise, as a share of |v(x_N) - v(x_∅)| (Eq. 5)
     cache=None,      # folder where every sample is kept; a stopped run goes on from there
-    seed=0,          # of the noise that `stability` adds
+    seed=0,          # of the masks that are drawn, and of the noise that `stability` adds
     progress=True,   # show progress bars
-):                   # Knowledge
+):                   # Knowledge; of masks a SampledKnowledge
     """What a network knows about its inputs, layer by layer: one call from players to metrics
     (Sections 2 and 3)
 
