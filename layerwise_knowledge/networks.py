@@ -212,9 +212,9 @@ def _look_like_probabilities(z, single, labels):
     "Between 0 and 1, all of them; those of classes add up to 1, and of one output there are many"
     inside = bool(((z >= 0) & (z <= 1)).all())
     if single and inside and labels and len(z) < 8:
-        warnings.warn(f"{len(z)} inputs are too few to tell whether the output, between 0 and 1 "
-                      "for all of them, is a probability; it is taken for a logit. Give train, or "
-                      "eight inputs or more", stacklevel=5)
+        warnings.warn("the output lies between 0 and 1 for all inputs given "
+                      f"({len(z)}, too few to tell whether it is a probability); it is taken for a "
+                      "logit. Give train, or eight inputs or more", stacklevel=5)
     if single:
         return inside and labels and len(z) >= 8
     return inside and bool(((z.sum(-1) - 1).abs() < 1e-3).all())

@@ -330,6 +330,7 @@ def test_sentences_of_a_data_frame():
     assert ask(x=frame.sentence).scores.equals(ask().scores)
 
 
+@pytest.mark.filterwarnings("ignore:the output lies between 0 and 1")   # so does this logit
 def test_one_number_that_is_a_logit_or_is_explained_itself():
     model = network(labels=1)[0]
     assert "output" in repr(ask(model=model, x=SENTENCES[:1]))
