@@ -317,8 +317,8 @@ def _ask_which(c, f):
 # %% ../nbs/20_cli.ipynb #b6e04eaeb
 def main(
     argv=None,  # list of words (default: the command line)
-) -> int:       # exit status: 0, or 2 for wrong words and missing things
-    "The command `lk`"
+) -> int:       # exit status: 0; 2: missing or failed; 130: interrupted; 141: the reader is gone
+    "The command `lk`; SystemExit for words that it does not know"
     try:
         args = parser().parse_args(argv)
         args.run(args)

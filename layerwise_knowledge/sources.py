@@ -74,15 +74,16 @@ class MissingData(FileNotFoundError):
 
 _EXTRA = 'pip install "layerwise-knowledge[data]"'
 
-def _missing(name, file, embedded, why, online="downloads it"):
+def _missing(name, file, embedded, why, online=None):
     folder = os.environ.get("LAYERWISE_DATA")
     tried = "LAYERWISE_DATA is not set"
     if folder:
         tried = f"LAYERWISE_DATA is {folder}, which does not hold {file}"
+    online = online or f"be online: load({name!r}) then downloads it to {download_folder()}"
     return MissingData(
         f"{name} is not on this machine ({tried}; {why}). Three ways to get it:\n"
         f"  1. set LAYERWISE_DATA to a folder that holds {file};\n"
-        f"  2. be online: load({name!r}) then {online} to {download_folder()};\n"
+        f"  2. {online};\n"
         f"  3. {embedded}.")
 
 # %% ../nbs/appendix/sources.ipynb #bcdaa983

@@ -107,7 +107,8 @@ def words(
     token
 
     The mean leaves padding and special tokens out; the paper does not say how it read a layer.
-    Raises TypeError for what is no tokenizer, ValueError for sentences of too few or many words."""
+    Raises TypeError for what is no tokenizer, ValueError for another `read`; the rule refuses
+    sentences of too few words, and without n sentences of different lengths together."""
     if isinstance(tokenizer, (str, Path)):
         tokenizer = by_name("AutoTokenizer", tokenizer)
     _check_tokenizer(tokenizer)
@@ -124,7 +125,8 @@ def by_name(
 ):         # what transformers loads from there
     "A tokenizer or a trained network by its name; ValueError where there is none"
     from layerwise_knowledge import models
-    more = {} if auto == "AutoTokenizer" else dict(output_loading_info=True)
+    more = {} if auto == "AutoTokenizer" else dict(output_loading_info=True,
+                                                             use_safetensors=True)
     try:
         found = models._fetch(getattr(models._transformers(), auto), name, **more)
     except (ImportError, OSError) as e:

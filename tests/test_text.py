@@ -353,6 +353,15 @@ def test_a_network_and_its_words_by_the_name_of_their_folder(tmp_path, kind):
     np.testing.assert_allclose(by_name.scores, as_it_is.scores, atol=1e-5)
 
 
+def test_a_pickle_is_never_read(tmp_path):
+    model, tokenizer = network()
+    for one in (model.config, tokenizer):
+        one.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path/"pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        lk.track(str(tmp_path), SENTENCES[:1], players=lk.words(str(tmp_path)))
+
+
 def test_names_of_nothing(tmp_path, monkeypatch):
     model, tokenizer = network()
     with pytest.raises(ValueError, match="is neither a folder with a network here nor to be had"):
