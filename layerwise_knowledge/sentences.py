@@ -99,8 +99,7 @@ def load_sst2():                # a Dataset, x a tuple of sentences
                        "treebank's), each with the header 'sentence', a tab, 'label'",
                        f"no package carries it ({_EXTRA} brings the others); your own sentences "
                        "need none of it: layerwise_knowledge.track takes them as they are",
-                       f"the download said: {e}", "downloads GLUE's and the treebank's files"
-                       ) from None
+                       f"the download said: {e}") from None
     x, y = zip(*(read_sentences(files[part], SST2[part]) for part in SST2))
     rows = [[s.encode() for s in one] for one in x]
     sha = content_sha256(rows[0], y[0], rows[2] + rows[1], y[2] + y[1])

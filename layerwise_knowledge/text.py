@@ -125,8 +125,7 @@ def by_name(
 ):         # what transformers loads from there
     "A tokenizer or a trained network by its name; ValueError where there is none"
     from layerwise_knowledge import models
-    more = {} if auto == "AutoTokenizer" else dict(output_loading_info=True,
-                                                             use_safetensors=True)
+    more = dict(output_loading_info=True, use_safetensors=True) if "Model" in auto else {}
     try:
         found = models._fetch(getattr(models._transformers(), auto), name, **more)
     except (ImportError, OSError) as e:

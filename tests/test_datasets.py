@@ -209,7 +209,8 @@ def test_missing_data_names_three_ways(monkeypatch, name):
     monkeypatch.setattr(D, "_from_package", lambda *a: [])
     with pytest.raises(D.MissingData) as e:
         D.load(name)
-    for way in ("1. set LAYERWISE_DATA", "2. ", "3. ", "layerwise-knowledge[data]"):
+    online = "2. there is no download" if name == "bike" else "2. be online"
+    for way in ("1. set LAYERWISE_DATA", online, "3. ", "layerwise-knowledge[data]"):
         assert way in str(e.value)
 
 def test_a_folder_without_the_file_is_named(monkeypatch, tmp_path):
